@@ -1,0 +1,131 @@
+"""What a posterior is to be: one frozen object for the API, the command line and the saved files."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from laplace_lora.errors import LaplaceLoRAError
+
+Structure = Literal["kron", "diag", "exact", "last_layer"]
+Fisher = Literal["exact", "rademacher", "mc"]
+KroneckerApproximation = Literal["fitted", "expand", "reduce"]
+PriorGroups = Literal["global", "module", "matrix"]
+LikelihoodName = Literal["categorical", "gaussian"]
+PredictiveRule = Literal["integral", "probit"]
+
+_CHOICES = {
+    "structure": Structure,
+    "fisher": Fisher,
+    "kfac": KroneckerApproximation,
+    "prior_groups": PriorGroups,
+    "likelihood": LikelihoodName,
+    "predictive": PredictiveRule,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LaplaceConfig:
+    """Settings of a Laplace posterior over adapter weights.
+
+    Attributes:
+        structure: Shape of the posterior. ``kron``: one Kronecker factor pair per LoRA matrix, matrices
+            independent. ``diag``: all weights independent. ``exact``: the full generalised Gauss-Newton
+            matrix (GGN) over all matrices jointly, in dual form. ``last_layer``: ``kron`` over the
+            classification head only, without any backward pass.
+        fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
+            batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
+            label sampled from the model (one backward pass).
+        kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
+            the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
+        prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
+            positive float per prior group, keyed by group name.
+        prior_groups: Which matrices share a prior precision: ``global`` (one), ``module`` (one per
+            adapted module) or ``matrix`` (one per weight matrix, A and B apart).
+        include_modules_to_save: Whether modules trained in full beside the adapter (PEFT's
+            ``modules_to_save``) belong to the posterior; if not they stay at their trained values.
+        likelihood: ``categorical`` (softmax over K logits) or ``gaussian`` (K real outputs).
+        noise_variance: Observation noise of the Gaussian likelihood, in squared units of the output.
+        predictive: ``integral`` averages the softmax over the Gaussian logits by a deterministic rule;
+            ``probit`` is the closed-form approximation.
+        integration_points: Points of the rule for four classes and more.
+        memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes.
+        train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and
+            ``tune_prior``, with which evidence tuning checks its result against the trained adapter.
+        seed: Seed of the random signs and sampled labels of the one-pass Fisher.
+        progress: Whether ``fit`` and ``predict_dataset`` show a progress bar.
+    """
+
+    structure: Structure = "kron"
+    fisher: Fisher = "exact"
+    kfac: KroneckerApproximation = "fitted"
+    prior_precision: float | Mapping[str, float] = 1.0
+    prior_groups: PriorGroups = "global"
+    include_modules_to_save: bool = True
+    likelihood: LikelihoodName = "categorical"
+    noise_variance: float = 1.0
+    predictive: PredictiveRule = "integral"
+    integration_points: int = 4096
+    memory_limit_bytes: int = 4 * 2**30
+    train_check_bytes: int = 256 * 2**20
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices and impossible numbers.
+
+        Raises:
+            LaplaceLoRAError: A setting is not one of its choices, or out of range.
+        """
+        for name, choices in _CHOICES.items():
+            value, allowed = getattr(self, name), get_args(choices)
+            if value not in allowed:
+                raise LaplaceLoRAError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}.")
+        if isinstance(self.prior_precision, Mapping):
+            if self.prior_groups == "global":
+                raise LaplaceLoRAError(
+                    "prior_precision is given per group but prior_groups='global' has one group; "
+                    "set prior_groups='module' or 'matrix', or give one float."
+                )
+            # A private copy: a caller's later edit must not change a frozen configuration.
+            object.__setattr__(self, "prior_precision", {k: float(v) for k, v in self.prior_precision.items()})
+            precisions = list(self.prior_precision.values())
+        else:
+            precisions = [self.prior_precision]
+        for name, values in (("prior_precision", precisions), ("noise_variance", [self.noise_variance])):
+            if not all(0.0 < float(value) < float("inf") for value in values):
+                raise LaplaceLoRAError(f"{name} must be positive and finite; give a number above 0.")
+        for name, least in (("integration_points", 64), ("memory_limit_bytes", 0), ("train_check_bytes", 0)):
+            if getattr(self, name) < least:
+                raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values.
+
+        Returns:
+            One entry per field.
+        """
+        values = dataclasses.asdict(self)
+        if isinstance(self.prior_precision, Mapping):
+            values["prior_precision"] = dict(self.prior_precision)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LaplaceConfig":
+        """Rebuild a configuration from :meth:`to_dict`.
+
+        Args:
+            values: One entry per field; missing fields take their defaults.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            LaplaceLoRAError: An entry is not a field of this version.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise LaplaceLoRAError(
+                f"unknown settings {', '.join(unknown)}; they come from a newer laplace-lora: upgrade it."
+            )
+        return cls(**values)

@@ -1,0 +1,19 @@
+"""One pass over the data, folded into sufficient statistics: start, update, merge, finalise."""
+
+from laplace_lora.curvature.base import Curvature
+from laplace_lora.curvature.diagonal import DiagonalCurvature
+from laplace_lora.curvature.fitting import FitResult, fit_curvature
+from laplace_lora.curvature.kronecker import KroneckerCurvature
+from laplace_lora.curvature.rows import RowCurvature
+from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
+
+__all__ = [
+    "Curvature",
+    "DiagonalCurvature",
+    "FitResult",
+    "KroneckerCurvature",
+    "RowCurvature",
+    "TrainCheck",
+    "TrainCheckExamples",
+    "fit_curvature",
+]

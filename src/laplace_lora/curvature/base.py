@@ -1,0 +1,91 @@
+"""The fold that every curvature is: start empty, update per gradient, merge two, finalise."""
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.jacobians import SiteGradient
+from laplace_lora.matrices import MatrixShape
+
+
+class Curvature(abc.ABC):
+    """Sufficient statistics of the GGN of one data set.
+
+    The data enter only through sums (or, for ``exact``, stacked rows), so neither batch size nor order
+    matters and two halves of a data set merge into the whole.
+    """
+
+    def __init__(self, shapes: Sequence[MatrixShape], config: LaplaceConfig) -> None:
+        """Start empty.
+
+        Args:
+            shapes: One per weight matrix.
+            config: Settings of the posterior.
+        """
+        self.shapes = tuple(shapes)
+        self.config = config
+        self.dtype = torch.float32
+
+    def check_memory(self, rows_per_example: int, examples: int | None) -> None:  # noqa: B027 - most have no limit
+        """Refuse what would not fit, before anything is computed.
+
+        Args:
+            rows_per_example: GGN rows each example adds.
+            examples: How many examples there will be, if that is known.
+        """
+
+    @abc.abstractmethod
+    def update(self, gradient: SiteGradient, weights: Tensor) -> None:
+        """Add one row of every example of a batch at one weight matrix.
+
+        Args:
+            gradient: Inputs and gradients, for unit directions of the logits.
+            weights: (B,) weights of the directions.
+        """
+
+    @abc.abstractmethod
+    def merge(self, other: "Curvature") -> None:
+        """Add the statistics of other examples of the same model.
+
+        Args:
+            other: A curvature of the same class and shapes; left as it is.
+        """
+
+    @abc.abstractmethod
+    def finalise(self) -> dict[str, list[Tensor]]:
+        """End the fold.
+
+        Returns:
+            Named lists of one tensor per matrix, from which the structure's posterior is built.
+        """
+
+
+def add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Add left^T right to a float64 sum.
+
+    Args:
+        total: The sum so far, or None.
+        left: (rows, a).
+        right: (rows, b).
+
+    Returns:
+        The (a, b) float64 sum.
+    """
+    product = (left.transpose(0, 1) @ right).double()
+    return product if total is None else total.add_(product)
+
+
+def add_sums(mine: list[Tensor | None], other: list[Tensor | None]) -> None:
+    """Add two lists of optional sums, in place of the first.
+
+    Args:
+        mine: Sums to add to.
+        other: Sums to add.
+    """
+    for index, value in enumerate(other):
+        if value is not None:
+            held = mine[index]
+            mine[index] = value.clone() if held is None else held + value

@@ -1,0 +1,176 @@
+"""The pass over the training data: every batch's gradients folded into one curvature."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from laplace_lora.adapters import Site
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature.base import Curvature
+from laplace_lora.curvature.hashing import example_uniform
+from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
+from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
+from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient, jacobian_pass
+from laplace_lora.likelihoods import Likelihood
+from laplace_lora.readouts import Readout, split_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What one pass over the training data leaves behind, beside the curvature.
+
+    Attributes:
+        examples: Number of training examples, N.
+        classes: Number of logits, K.
+        log_likelihood: log p(D | theta*) in nats, or None without labels.
+        accuracy: Share of training examples that the trained adapter gets right, or None without labels
+            or classes.
+    """
+
+    examples: int
+    classes: int
+    log_likelihood: float | None
+    accuracy: float | None
+
+
+class _Tally:
+    """Counts examples and adds up what their labels say of the trained adapter."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self.likelihood = likelihood
+        self.examples = 0
+        self.labelled = 0
+        self.log_likelihood = 0.0
+        self.correct = 0
+
+    def add(self, logits: Tensor, labels: Tensor | None) -> None:
+        self.examples += len(logits)
+        if labels is not None:
+            self.labelled += len(logits)
+            self.log_likelihood += float(self.likelihood.log_likelihood(logits, labels).sum())
+            if self.likelihood.shift_invariant:
+                self.correct += int((logits.argmax(dim=-1) == labels).sum())
+        if self.labelled not in (0, self.examples):
+            raise UnsupportedInputError("some batches have labels and some have none; give labels with all or none.")
+
+
+def fit_curvature(
+    model: nn.Module,
+    sites: Sequence[Site],
+    curvature: Curvature,
+    config: LaplaceConfig,
+    readout: Readout,
+    likelihood: Likelihood,
+    loader: Iterable[Mapping[str, Any]],
+) -> tuple[FitResult, TrainCheckExamples | None, str | None]:
+    """Fold a data set into a curvature. The loader is read once.
+
+    Args:
+        model: The PEFT model.
+        sites: The weight matrices.
+        curvature: The fold, empty; it takes up the data.
+        config: Settings.
+        readout: How logits are read from the model.
+        likelihood: Gives the GGN's rows.
+        loader: Training batches.
+
+    Returns:
+        What was seen; a sample of training Jacobians if there were labels; the padding side seen.
+
+    Raises:
+        LaplaceLoRAError: The loader is empty.
+    """
+    device = next(model.parameters()).device
+    tally = _Tally(likelihood)
+    check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
+    classes, side = 0, None
+    last_layer = config.structure == "last_layer"
+    with jacobian_pass(model, sites, lambda b: readout.logits(model, b), last_layer=last_layer) as runner:
+        for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
+            inputs, labels = split_labels(batch, device)
+            logits = runner.forward(inputs)
+            if tally.examples == 0:
+                classes = _check_classes(logits, config)
+                curvature.check_memory(_rows_per_example(logits, config, likelihood), _total_examples(loader, logits))
+            tally.add(logits, labels)
+            side = side or _padding_side(inputs)
+            directions, weights = _rows(config, likelihood, logits, inputs)
+            keep = labels is not None and likelihood.shift_invariant
+            if keep:
+                assert labels is not None
+                check.begin(inputs, logits, labels, directions)
+            _fold_batch(runner, directions, weights, curvature, check if keep else None)
+    if tally.examples == 0:
+        raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
+    labelled = tally.labelled > 0
+    result = FitResult(
+        examples=tally.examples,
+        classes=classes,
+        log_likelihood=tally.log_likelihood if labelled else None,
+        accuracy=tally.correct / tally.examples if labelled and likelihood.shift_invariant else None,
+    )
+    return result, check.finalise(tally.examples), side
+
+
+def _fold_batch(
+    runner: JacobianPass | HeadPass, directions: Tensor, weights: Tensor, curvature: Curvature, check: TrainCheck | None
+) -> None:
+    def receive(gradient: SiteGradient) -> None:
+        curvature.update(gradient, weights[:, gradient.row])
+        if check is not None:
+            check.update(gradient)
+
+    runner.rows(directions, receive)
+
+
+def _rows(
+    config: LaplaceConfig, likelihood: Likelihood, logits: Tensor, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    if not bool(torch.isfinite(logits).all()):
+        raise UnsupportedInputError(
+            "the model gave logits that are not finite; check the model's dtype and the inputs (float16 overflows: "
+            "load the base in bfloat16)."
+        )
+    if config.fisher == "exact":
+        return likelihood.root(logits)
+    uniform = example_uniform(inputs, config.seed, logits.shape[-1]).to(logits.device)
+    return likelihood.one_pass(logits, config.fisher, uniform)
+
+
+def _rows_per_example(logits: Tensor, config: LaplaceConfig, likelihood: Likelihood) -> int:
+    return likelihood.contrasts(logits.shape[-1]).shape[-1] if config.fisher == "exact" else 1
+
+
+def _check_classes(logits: Tensor, config: LaplaceConfig) -> int:
+    classes = logits.shape[-1]
+    categorical = config.likelihood == "categorical"
+    if categorical and classes < 2:
+        raise UnsupportedInputError(
+            "the model has one logit, and a softmax over one class is constant; use a head with at least two classes, "
+            "or likelihood='gaussian'."
+        )
+    if config.structure == "exact" and config.fisher != "exact" and classes > (2 if categorical else 1):
+        raise LaplaceLoRAError(
+            f"structure='exact' with fisher={config.fisher!r} and {classes} classes would not be exact: one random row "
+            "per example is unbiased for the GGN, not for its inverse; use fisher='exact' or structure='kron'."
+        )
+    return classes
+
+
+def _total_examples(loader: Any, logits: Tensor) -> int | None:
+    """Return how many examples are to come, where the loader says so."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is not None and hasattr(dataset, "__len__"):
+        return len(dataset)
+    return len(loader) * len(logits) if hasattr(loader, "__len__") else None
+
+
+def _padding_side(inputs: Mapping[str, Tensor]) -> str | None:
+    mask = inputs.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return None
+    return "left" if bool((mask[:, 0] == 0).any()) else "right"

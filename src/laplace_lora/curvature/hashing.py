@@ -1,0 +1,54 @@
+"""Random numbers that belong to an example, not to its place in a batch."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laplace_lora.errors import UnsupportedInputError
+
+
+def example_digests(batch: Mapping[str, Tensor], seed: int) -> list[bytes]:
+    """Digest every example's real tokens.
+
+    Args:
+        batch: Model inputs with ``input_ids``.
+        seed: Mixed into the digest.
+
+    Returns:
+        32 bytes per example, the same whatever the batch size, order, padding or device.
+
+    Raises:
+        UnsupportedInputError: There are no ``input_ids``.
+    """
+    ids = batch.get("input_ids")
+    if ids is None:
+        raise UnsupportedInputError(
+            "the batch has no input_ids, which random signs and sampled labels are derived from; use fisher='exact'."
+        )
+    ids = ids.cpu()
+    mask = batch["attention_mask"].cpu().bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
+    key = str(seed).encode()
+    return [
+        hashlib.blake2b(row[keep].long().numpy().astype("<i8").tobytes(), digest_size=32, key=key).digest()
+        for row, keep in zip(ids, mask, strict=True)
+    ]
+
+
+def example_uniform(batch: Mapping[str, Tensor], seed: int, count: int) -> Tensor:
+    """Draw numbers for every example from the digest of its real tokens.
+
+    Args:
+        batch: Model inputs with ``input_ids``.
+        seed: Changes all numbers.
+        count: Numbers per example.
+
+    Returns:
+        (B, count) float64 in [0, 1).
+    """
+    rows = [
+        np.random.default_rng(int.from_bytes(digest, "little")).random(count) for digest in example_digests(batch, seed)
+    ]
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,29 @@
+"""Errors of the library. Every message ends with what the reader can do about it."""
+
+
+class LaplaceLoRAError(Exception):
+    """Base class of all errors raised on purpose by laplace-lora."""
+
+
+class UnsupportedAdapterError(LaplaceLoRAError):
+    """A trained parameter, layer or adapter setting that the posterior cannot account for."""
+
+
+class UnsupportedInputError(LaplaceLoRAError):
+    """A batch that cannot be handled exactly: padding side, missing fields, wrong shapes."""
+
+
+class NotFittedError(LaplaceLoRAError):
+    """A posterior was asked for before ``fit`` (or before what the call needs was seen)."""
+
+
+class MemoryLimitError(LaplaceLoRAError):
+    """A posterior structure would need more bytes than the stated limit."""
+
+
+class PosteriorFileError(LaplaceLoRAError):
+    """Saved files that are damaged, of another version, or made for another model."""
+
+
+class MissingExtraError(LaplaceLoRAError):
+    """An optional dependency is not installed; the message names the extra that brings it."""

@@ -1,0 +1,51 @@
+"""The posterior over functions: Gaussian logits of every example of a loader, by linearising the model."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient
+from laplace_lora.likelihoods import Likelihood
+from laplace_lora.posterior import CovarianceAccumulator
+from laplace_lora.readouts import split_labels
+
+
+def functional_covariances(
+    jacobians: AbstractContextManager[JacobianPass | HeadPass],
+    loader: Iterable[Mapping[str, Any]],
+    likelihood: Likelihood,
+    accumulator: Callable[[], CovarianceAccumulator],
+    description: str | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Run the model over a loader and yield the linearised model's Gaussian logits, batch by batch.
+
+    Each batch takes one forward pass and one backward pass per contrast of the logits (none for a head).
+
+    Args:
+        jacobians: The model, to be prepared for Jacobian passes.
+        loader: Batches, read once.
+        likelihood: Says which contrasts of the logits matter.
+        accumulator: Makes an empty accumulator of the posterior, for S scales of the prior.
+        description: Label of the progress bar; None for no bar.
+
+    Yields:
+        Logits (B, K); covariances C (J P^-1 J^T) C^T (S, B, K, K), J the Jacobian of the contrasts C; and
+        labels, or None.
+    """
+    with jacobians as runner:
+        device = next(runner.model.parameters()).device
+        for batch in tqdm(loader, desc=description, unit="batch", disable=description is None):
+            inputs, labels = split_labels(batch, device)
+            logits = runner.forward(inputs)
+            contrasts = likelihood.contrasts(logits.shape[-1]).to(logits.device)
+            collected = accumulator()
+            runner.rows(contrasts.expand(len(logits), -1, -1), partial(_collect, collected))
+            yield logits.detach(), contrasts @ collected.covariance() @ contrasts.T, labels
+
+
+def _collect(accumulator: CovarianceAccumulator, gradient: SiteGradient) -> None:
+    accumulator.add(gradient.index, gradient.row, gradient.jacobian())

@@ -1,0 +1,16 @@
+"""Posteriors on disk: two versioned, checksummed files, written whole or not at all."""
+
+from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME, read_description, read_tensors, write_posterior
+from laplace_lora.persistence.hub import resolve_directory
+from laplace_lora.persistence.state import InputFormat, SavedState
+
+__all__ = [
+    "CONFIG_NAME",
+    "TENSORS_NAME",
+    "InputFormat",
+    "SavedState",
+    "read_description",
+    "read_tensors",
+    "resolve_directory",
+    "write_posterior",
+]

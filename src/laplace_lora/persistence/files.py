@@ -1,0 +1,137 @@
+"""Posterior files: posterior_config.json and posterior.safetensors, written whole or not at all."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from laplace_lora.errors import PosteriorFileError
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "posterior_config.json"
+TENSORS_NAME = "posterior.safetensors"
+
+
+def write_posterior(directory: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write both files, or leave the directory as it was.
+
+    The tensors are renamed into place first and the description, which holds their digest, last: a crash
+    in between is noticed by :func:`read_posterior`.
+
+    Args:
+        directory: Where to; made if missing. Other files in it are not touched.
+        description: JSON values.
+        tensors: The state.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    staged: list[Path] = []
+    try:
+        tensors_path = _stage(directory, staged, lambda path: save_file(contiguous, path, metadata={"format": "pt"}))
+        document: dict[str, Any] = {"format_version": FORMAT_VERSION, **description}
+        document["tensors_sha256"] = _file_digest(tensors_path)
+        document["config_sha256"] = _document_digest(document)
+        text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        config_path = _stage(directory, staged, lambda path: path.write_text(text, encoding="utf-8"))
+        os.replace(tensors_path, directory / TENSORS_NAME)
+        os.replace(config_path, directory / CONFIG_NAME)
+        _sync_directory(directory)
+    finally:
+        for path in staged:
+            path.unlink(missing_ok=True)
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Read and check posterior_config.json.
+
+    Args:
+        directory: Where the files are.
+
+    Returns:
+        The description.
+
+    Raises:
+        PosteriorFileError: It is missing, damaged, or of another version.
+    """
+    path = directory / CONFIG_NAME
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PosteriorFileError(f"{path} does not exist; fit a posterior and save_pretrained it there.") from None
+    except (OSError, ValueError) as error:
+        raise PosteriorFileError(f"{path} cannot be read ({error}); fit and save the posterior again.") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if version != FORMAT_VERSION:
+        raise PosteriorFileError(
+            f"{path} has format version {version}, this laplace-lora reads {FORMAT_VERSION}; install the version that "
+            "wrote it, or fit and save again."
+        )
+    stated = document.pop("config_sha256", None)
+    if stated != _document_digest(document):
+        raise PosteriorFileError(f"{path} does not match its own checksum; fit and save the posterior again.")
+    return document
+
+
+def read_tensors(directory: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read and check posterior.safetensors.
+
+    Args:
+        directory: Where the files are.
+        description: What :func:`read_description` returned.
+
+    Returns:
+        The state, on the CPU.
+
+    Raises:
+        PosteriorFileError: It is missing or does not match the description's checksum.
+    """
+    path = directory / TENSORS_NAME
+    try:
+        if _file_digest(path) != description["tensors_sha256"]:
+            raise PosteriorFileError(
+                f"{path} does not match the checksum in {CONFIG_NAME}: one of the two is damaged or comes from another "
+                "fit; fit and save the posterior again."
+            )
+        # Copies: aligned like computed tensors, so that results agree to the last bit, and free of the file.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise PosteriorFileError(f"{path} cannot be read ({error}); fit and save the posterior again.") from error
+
+
+def _stage(directory: Path, staged: list[Path], write: Callable[[Path], Any]) -> Path:
+    """Write a file under a temporary name in its final directory, down to the disk."""
+    handle, name = tempfile.mkstemp(prefix=".posterior-", suffix=".tmp", dir=directory)
+    os.close(handle)
+    path = Path(name)
+    staged.append(path)
+    write(path)
+    path.chmod(0o644)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _document_digest(document: Mapping[str, Any]) -> str:
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,130 @@
+"""What is saved of a fitted estimator beside its tensors, and how it is compared with a model at hand."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from laplace_lora.adapters import Fingerprint
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.errors import PosteriorFileError
+from laplace_lora.matrices import MatrixShape
+
+
+@dataclasses.dataclass(frozen=True)
+class InputFormat:
+    """How inputs were made from text, saved with the posterior so that later inputs are made alike.
+
+    Attributes:
+        label_names: Names of the K classes in the order of the logits, or None.
+        template: Text template of the inputs, or None for plain text.
+        max_length: Most tokens per input, or None.
+        padding_side: ``left`` or ``right``; seen in ``fit`` if not given, None if nothing was padded.
+    """
+
+    label_names: tuple[str, ...] | None = None
+    template: str | None = None
+    max_length: int | None = None
+    padding_side: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedState:
+    """The description in posterior_config.json.
+
+    Attributes:
+        library_version: Version of laplace-lora that wrote it.
+        config: Settings of the posterior.
+        readout: Name of the readout.
+        input_format: How inputs were made.
+        fingerprint: Of the base model and the adapter.
+        matrices: Shapes of the weight matrices.
+        held_at_map: Trained layers outside the posterior.
+        prior_precision: One per group, in order.
+        tuned_by: ``evidence``, ``validation`` or None.
+        examples: Number of training examples.
+        classes: Number of logits.
+        log_likelihood: log p(D | theta*) in nats, or None.
+        accuracy: Training accuracy of the adapter, or None.
+    """
+
+    library_version: str
+    config: LaplaceConfig
+    readout: str
+    input_format: InputFormat
+    fingerprint: Fingerprint
+    matrices: tuple[MatrixShape, ...]
+    held_at_map: tuple[str, ...]
+    prior_precision: tuple[float, ...]
+    tuned_by: str | None
+    examples: int
+    classes: int
+    log_likelihood: float | None
+    accuracy: float | None
+
+    def to_description(self) -> dict[str, Any]:
+        """Return plain JSON values.
+
+        Returns:
+            One entry per field.
+        """
+        return dataclasses.asdict(self) | {"config": self.config.to_dict()}
+
+    @classmethod
+    def from_description(cls, document: Mapping[str, Any]) -> "SavedState":
+        """Rebuild from :meth:`to_description`.
+
+        Args:
+            document: What posterior_config.json holds.
+
+        Returns:
+            The state.
+
+        Raises:
+            PosteriorFileError: A field is missing or malformed.
+        """
+        try:
+            form = dict(document["input_format"])
+            if form["label_names"] is not None:
+                form["label_names"] = tuple(form["label_names"])
+            values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
+            values |= {
+                "config": LaplaceConfig.from_dict(document["config"]),
+                "input_format": InputFormat(**form),
+                "fingerprint": Fingerprint(**document["fingerprint"]),
+                "matrices": tuple(MatrixShape(**shape) for shape in document["matrices"]),
+                "held_at_map": tuple(document["held_at_map"]),
+                "prior_precision": tuple(document["prior_precision"]),
+            }
+        except (KeyError, TypeError) as error:
+            raise PosteriorFileError(
+                f"posterior_config.json lacks or malforms an entry ({error}); fit and save the posterior again."
+            ) from error
+        return cls(**values)
+
+    def check_model(self, fingerprint: Fingerprint, matrices: Sequence[MatrixShape]) -> None:
+        """Refuse a model that the posterior was not fitted to.
+
+        Args:
+            fingerprint: Of the model at hand.
+            matrices: Its weight matrices.
+
+        Raises:
+            PosteriorFileError: Names, shapes or weights differ; says which.
+        """
+        fitted, here = {m.name: m for m in self.matrices}, {m.name: m for m in matrices}
+        differences = [f"{name} is missing here" for name in fitted if name not in here]
+        differences += [f"{name} is not in the posterior" for name in here if name not in fitted]
+        differences += [
+            f"{name} has shape {(here[name].out_features, here[name].in_features)}, fitted was "
+            f"{(shape.out_features, shape.in_features)}"
+            for name, shape in fitted.items()
+            if name in here and here[name] != shape
+        ]
+        differences += self.fingerprint.differences(fingerprint)
+        if differences:
+            more = f" and {len(differences) - 4} more differences" if len(differences) > 4 else ""
+            raise PosteriorFileError(
+                f"the posterior was fitted to another model: {'; '.join(differences[:4])}{more}. Load the adapter and "
+                f"base it was fitted to (base: {self.fingerprint.base_name or self.fingerprint.base_class}), or fit "
+                "again."
+            )

@@ -1,0 +1,173 @@
+"""What every Gaussian over adapter weights can do, whatever its structure.
+
+The posterior is N(theta*, P^-1) with P = likelihood part + Delta. A structure stores the likelihood part;
+the prior precisions Delta = diag(delta_l), one per group of weight matrices, are given with every call, so that no
+model pass is repeated when they change. ``scales`` evaluates several multiples of Delta at once.
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from laplace_lora.matrices import MatrixShape
+
+
+class CovarianceAccumulator(abc.ABC):
+    """Collects a batch's Jacobians, matrix by matrix, and ends with the covariance of their outputs."""
+
+    @abc.abstractmethod
+    def add(self, index: int, row: int, jacobian: Tensor) -> None:
+        """Take one Jacobian.
+
+        Args:
+            index: Position of the weight matrix.
+            row: Which combination of the logits, counted from 0.
+            jacobian: (B, out, in).
+        """
+
+    @abc.abstractmethod
+    def covariance(self) -> Tensor:
+        """Return J (P + ...)^-1 J^T for every scale.
+
+        Returns:
+            (S, B, M, M) float64, in squared logits; positive semi-definite up to rounding.
+        """
+
+
+class Posterior(abc.ABC):
+    """A Gaussian over all weight matrices, without its prior.
+
+    Weight matrices with a common prior precision form a group; ``groups`` names each matrix's. Precisions
+    are float64 tensors of one positive number per group, in 1 / weight^2.
+    """
+
+    def __init__(self, shapes: Sequence[MatrixShape]) -> None:
+        """Keep the shapes of the weight matrices.
+
+        Args:
+            shapes: One per matrix, in the order in which matrices are indexed.
+        """
+        self.shapes = tuple(shapes)
+        self.groups = tuple(range(len(self.shapes)))
+
+    def assign_groups(self, groups: Sequence[int]) -> None:
+        """Say which matrices share a prior precision; at first each has its own.
+
+        Args:
+            groups: For every matrix the index of its group, counted from 0.
+        """
+        assert len(groups) == len(self.shapes)
+        self.groups = tuple(groups)
+
+    def matrix_precisions(self, precision: Tensor) -> list[float]:
+        """Spread precisions over the matrices.
+
+        Args:
+            precision: One per group.
+
+        Returns:
+            One per matrix.
+        """
+        values = precision.tolist()
+        return [values[group] for group in self.groups]
+
+    @classmethod
+    @abc.abstractmethod
+    def from_statistics(
+        cls, shapes: Sequence[MatrixShape], statistics: Mapping[str, Sequence[Tensor]], dtype: torch.dtype
+    ) -> "Posterior":
+        """Build the Gaussian from what a curvature's fold ended with.
+
+        Args:
+            shapes: One per matrix.
+            statistics: Named lists of one tensor per matrix; which, says the structure's curvature.
+            dtype: dtype of the Jacobians to come.
+
+        Returns:
+            The posterior.
+        """
+
+    @abc.abstractmethod
+    def accumulator(self, precision: Tensor, scales: Tensor | None = None) -> CovarianceAccumulator:
+        """Start collecting a batch.
+
+        Args:
+            precision: Prior precision of each group.
+            scales: (S,) multiples of ``precision`` to evaluate; one, 1.0, if not given.
+
+        Returns:
+            An empty accumulator.
+        """
+
+    @abc.abstractmethod
+    def log_determinant(self, precision: Tensor) -> float:
+        """Return log det(P Delta^-1), at least 0.
+
+        Args:
+            precision: Prior precision of each group.
+
+        Returns:
+            The Occam term of the evidence, in nats (twice its weight there).
+        """
+
+    @abc.abstractmethod
+    def effective_parameters(self, precision: Tensor) -> Tensor:
+        """Return gamma_g = (number of weights) - delta_g tr (P^-1)_gg (MacKay 1992).
+
+        Args:
+            precision: Prior precision of each group.
+
+        Returns:
+            One float64 number per group, from 0 to its number of weights.
+        """
+
+    @abc.abstractmethod
+    def sample(self, precision: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Draw deviations theta - theta* from N(0, P^-1).
+
+        Args:
+            precision: Prior precision of each group.
+            count: How many.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            One (count, out, in) tensor per matrix.
+        """
+
+    @abc.abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state as named tensors, for a safetensors file."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "Posterior":
+        """Rebuild a posterior from :meth:`tensors`.
+
+        Args:
+            shapes: One per matrix.
+            tensors: What :meth:`tensors` returned.
+
+        Returns:
+            The posterior.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored state."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+
+def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers that do not depend on the device they are moved to.
+
+    Args:
+        shape: Shape of the result.
+        like: Gives dtype and device.
+        generator: A CPU generator.
+
+    Returns:
+        The numbers.
+    """
+    return torch.randn(tuple(shape), dtype=like.dtype, generator=generator).to(like.device)

@@ -1,0 +1,37 @@
+"""The diagonal of the GGN: every weight independent of every other."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from laplace_lora.matrices import MatrixShape
+from laplace_lora.posterior.eigen import EigenPosterior
+
+
+class DiagonalPosterior(EigenPosterior):
+    """P = diag(sum_n sum_r (R_n^T J_n)^2) + Delta."""
+
+    @classmethod
+    def from_statistics(
+        cls, shapes: Sequence[MatrixShape], statistics: Mapping[str, Sequence[Tensor]], dtype: torch.dtype
+    ) -> "DiagonalPosterior":
+        """See :meth:`Posterior.from_statistics`: ``diagonal`` holds (out, in) float64 sums of squares."""
+        return cls(shapes, statistics["diagonal"])
+
+    def rotate(self, index: int, matrices: Tensor) -> Tensor:
+        """Return the matrices: the weights' own axes are the eigenbasis."""
+        return matrices
+
+    def rotate_back(self, index: int, matrices: Tensor) -> Tensor:
+        """Return the matrices."""
+        return matrices
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See :meth:`Posterior.tensors`."""
+        return {f"{s.name}.diagonal": e for s, e in zip(self.shapes, self.eigenvalues, strict=True)}
+
+    @classmethod
+    def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "DiagonalPosterior":
+        """See :meth:`Posterior.from_tensors`."""
+        return cls(shapes, [tensors[f"{shape.name}.diagonal"] for shape in shapes])

@@ -1,0 +1,146 @@
+"""The predictive distribution of a batch: what ``predict`` returns."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laplace_lora.config import PredictiveRule
+from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.predictive.integrals import expected_softmax
+from laplace_lora.predictive.probit import probit
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictive:
+    """Predictions for B examples and K classes. Tensors are float64 until :meth:`to` says otherwise.
+
+    With the Gaussian likelihood there are no classes: probabilities and entropies have no columns, and
+    only ``mean`` and ``covariance`` say something.
+
+    Attributes:
+        mean: (B, K) raw logits of the trained adapter, which are the mean of the linearised model's.
+        covariance: (B, K, K) covariance of the centred logits (their common shift removed), of rank K-1,
+            in squared logits; with the Gaussian likelihood, of the outputs themselves.
+        probabilities: (B, K) posterior predictive probabilities E softmax(f).
+        map_probabilities: (B, K) softmax(mean), the trained adapter's own.
+        total_entropy: (B,) entropy of ``probabilities``, in nats.
+        aleatoric_entropy: (B,) expected entropy E H[softmax(f)], in nats: what more data cannot remove.
+        mutual_information: (B,) the difference, clamped at 0, in nats: the epistemic part.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    probabilities: Tensor
+    map_probabilities: Tensor
+    total_entropy: Tensor
+    aleatoric_entropy: Tensor
+    mutual_information: Tensor
+
+    @classmethod
+    def from_gaussian(
+        cls, mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integral", points: int = 4096
+    ) -> "Predictive":
+        """Average the softmax over Gaussian logits.
+
+        Args:
+            mean: (B, K) logits.
+            covariance: (B, K, K) their covariance; only that of their differences matters.
+            rule: ``integral`` or ``probit``, for the probabilities; entropies always use the integral.
+            points: Points of the integral for K of 4 and more.
+
+        Returns:
+            The predictive distribution.
+        """
+        mean, covariance = mean.double(), covariance.double()
+        probabilities, expected_entropy = expected_softmax(mean, covariance, points)
+        if rule == "probit":
+            probabilities = probit(mean, covariance)
+        total = torch.special.entr(probabilities).sum(dim=-1)
+        return cls(
+            mean=mean,
+            covariance=covariance,
+            probabilities=probabilities,
+            map_probabilities=torch.softmax(mean, dim=-1),
+            total_entropy=total,
+            aleatoric_entropy=expected_entropy,
+            mutual_information=(total - expected_entropy).clamp(min=0.0),
+        )
+
+    @classmethod
+    def of_outputs(cls, mean: Tensor, covariance: Tensor) -> "Predictive":
+        """Wrap Gaussian outputs that no softmax follows.
+
+        Args:
+            mean: (B, K) outputs.
+            covariance: (B, K, K) their covariance.
+
+        Returns:
+            The predictive distribution, without classes.
+        """
+        none = mean.new_zeros(len(mean), 0, dtype=torch.float64)
+        return cls(mean.double(), covariance.double(), none, none, none, none, none)
+
+    @property
+    def prediction(self) -> Tensor:
+        """(B,) index of the likeliest class."""
+        return self._classes().argmax(dim=-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B,) probability of the likeliest class."""
+        return self._classes().max(dim=-1).values
+
+    def to(self, *args: Any, **kwargs: Any) -> "Predictive":
+        """Move or convert every tensor.
+
+        Args:
+            *args: As for ``torch.Tensor.to``.
+            **kwargs: As for ``torch.Tensor.to``.
+
+        Returns:
+            A new object.
+        """
+        return Predictive(**{name: value.to(*args, **kwargs) for name, value in self._tensors().items()})
+
+    def numpy(self) -> dict[str, Any]:
+        """Return every quantity as a NumPy array, ``prediction`` and ``confidence`` among them.
+
+        Returns:
+            Names to arrays.
+        """
+        arrays = {name: value.cpu().numpy() for name, value in self._tensors().items()}
+        if self.probabilities.shape[-1] == 0:
+            return arrays
+        return arrays | {"prediction": self.prediction.cpu().numpy(), "confidence": self.confidence.cpu().numpy()}
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return self.mean.shape[0]
+
+    @staticmethod
+    def concatenate(parts: "list[Predictive]") -> "Predictive":
+        """Join batches.
+
+        Args:
+            parts: At least one.
+
+        Returns:
+            One object with all examples, in order.
+
+        Raises:
+            LaplaceLoRAError: There is nothing to join.
+        """
+        if not parts:
+            raise LaplaceLoRAError("there are no examples to predict; check the data loader.")
+        names = parts[0]._tensors()
+        return Predictive(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def _classes(self) -> Tensor:
+        if self.probabilities.shape[-1] == 0:
+            raise LaplaceLoRAError("the Gaussian likelihood has no classes; read mean and covariance.")
+        return self.probabilities
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

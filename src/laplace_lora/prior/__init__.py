@@ -1,0 +1,19 @@
+"""Choosing the prior precision: by the evidence, or on validation data."""
+
+from laplace_lora.prior.evidence import EvidenceResult, fixed_point, log_evidence, squared_norms
+from laplace_lora.prior.train_check import TrainFit, training_fit, training_warning
+from laplace_lora.prior.validation import SCALES, ValidationResult, choose_scale, mean_nll
+
+__all__ = [
+    "SCALES",
+    "EvidenceResult",
+    "TrainFit",
+    "ValidationResult",
+    "choose_scale",
+    "fixed_point",
+    "log_evidence",
+    "mean_nll",
+    "squared_norms",
+    "training_fit",
+    "training_warning",
+]

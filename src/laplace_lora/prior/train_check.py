@@ -1,0 +1,93 @@
+"""Whether a tuned prior still explains the training data, without another model pass."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from laplace_lora.curvature import TrainCheckExamples
+from laplace_lora.likelihoods import contrast_basis
+from laplace_lora.posterior import Posterior
+from laplace_lora.predictive import Predictive
+from laplace_lora.prior.validation import mean_nll
+
+# Averaging over the posterior always costs an adapter some of its training likelihood: that is what taking
+# over-confidence back means. Beyond these the trial adapters were not over-fitted but sound.
+NLL_MARGIN = 0.25
+ACCURACY_MARGIN = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFit:
+    """Gaussian logits of training examples under a prior.
+
+    Attributes:
+        mean: (n, K) logits of the trained adapter, float64.
+        covariance: (n, K, K) covariance of the centred logits, float64.
+        labels: (n,) class indices.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    labels: Tensor
+
+
+def training_fit(posterior: Posterior, precision: Tensor, examples: TrainCheckExamples, block: int = 64) -> TrainFit:
+    """Compute the functional covariance of stored training examples.
+
+    With all K-1 directions D (in contrast coordinates) of an example, the contrasts' covariance is
+    D^-T G D^-1, G the covariance along the directions: exact. A one-pass Fisher has stored one direction;
+    its variance is then taken for every contrast, which is exact for two classes.
+
+    Args:
+        posterior: The likelihood part.
+        precision: (G,) prior precisions.
+        examples: What ``fit`` kept.
+        block: Examples at a time.
+
+    Returns:
+        Means and covariances of the logits.
+    """
+    classes, count = examples.directions.shape[1:]
+    contrasts = contrast_basis(classes)
+    covariances = []
+    for start in range(0, len(examples.labels), block):
+        accumulator = posterior.accumulator(precision)
+        for index, jacobians in enumerate(examples.jacobians):
+            for row in range(count):
+                accumulator.add(index, row, jacobians[start : start + block, row])
+        along = accumulator.covariance()[0].cpu()
+        if count == classes - 1:
+            basis = contrasts.T @ examples.directions[start : start + block]
+            inverse = torch.linalg.inv(basis)
+            contrast = inverse.transpose(1, 2) @ along @ inverse
+        else:
+            contrast = along[:, :1] * torch.eye(classes - 1, dtype=torch.float64)
+        covariances.append(contrasts @ contrast @ contrasts.T)
+    return TrainFit(examples.logits, torch.cat(covariances), examples.labels)
+
+
+def training_warning(predictive: Predictive, labels: Tensor, total: int) -> str | None:
+    """Say so where a tuned prior explains the training data much worse than the trained adapter does.
+
+    Args:
+        predictive: Of the stored training examples, under the tuned prior.
+        labels: (n,) their labels.
+        total: Number of training examples they were drawn from.
+
+    Returns:
+        The warning, or None.
+    """
+    rows = torch.arange(len(labels))
+    map_nll = float(-predictive.map_probabilities[rows, labels].clamp(min=1e-300).log().mean())
+    nll = mean_nll(predictive, labels)
+    map_accuracy = float((predictive.map_probabilities.argmax(dim=-1) == labels).double().mean())
+    accuracy = float((predictive.prediction == labels).double().mean())
+    if nll <= map_nll + NLL_MARGIN and accuracy >= map_accuracy - ACCURACY_MARGIN:
+        return None
+    return (
+        f"evidence tuning made the adapter much less certain on its own training data: NLL {map_nll:.3f} -> {nll:.3f}, "
+        f"accuracy {map_accuracy:.3f} -> {accuracy:.3f} on {len(labels)} of {total} examples (margins: {NLL_MARGIN} "
+        f"nats, {ACCURACY_MARGIN:.2f}). An adapter that was not over-fitted becomes badly under-confident this "
+        "way; tune on held-out data instead: tune_prior('validation', loader)."
+    )

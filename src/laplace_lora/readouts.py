@@ -1,0 +1,181 @@
+"""From a batch to K logits: how the model is called, and which of its outputs are the answer."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from laplace_lora.errors import UnsupportedInputError
+
+# Collators name the target either way; neither belongs to the model's forward pass here.
+LABEL_KEYS = ("labels", "label")
+
+
+class Readout(Protocol):
+    """How a model's outputs become K logits."""
+
+    name: str
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that this readout cannot read.
+
+        Args:
+            model: The PEFT model.
+        """
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Run one forward pass.
+
+        Args:
+            model: The PEFT model.
+            batch: Model inputs.
+
+        Returns:
+            (B, K) logits.
+        """
+
+
+class ClassLogits:
+    """The K logits of a sequence classification model.
+
+    Padding on the left is handled for causal models, whose positions are counted from the first real
+    token, and refused for encoders, which pool the first position.
+    """
+
+    name = "class_logits"
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse models whose training loss is not a softmax over one label.
+
+        Args:
+            model: The PEFT model.
+
+        Raises:
+            UnsupportedInputError: The model is trained for several labels at once.
+        """
+        problem = getattr(_config(model), "problem_type", None)
+        if problem == "multi_label_classification":
+            raise UnsupportedInputError(
+                "the model is trained for several labels at once (problem_type='multi_label_classification'), but "
+                "ClassLogits is a softmax over one; fit one adapter per label."
+            )
+
+    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Run one forward pass.
+
+        Args:
+            model: The PEFT model.
+            batch: Model inputs, without labels.
+
+        Returns:
+            (B, K) logits in the model's dtype.
+
+        Raises:
+            UnsupportedInputError: The model's output is not one row of logits per example.
+        """
+        outputs = model(**prepare_inputs(model, batch))
+        logits = getattr(outputs, "logits", None)
+        size = next(iter(batch.values())).shape[0]
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != size:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(outputs).__name__
+            raise UnsupportedInputError(
+                f"ClassLogits expects logits of shape (batch, classes), the model gave {shape}; load it with "
+                "AutoModelForSequenceClassification."
+            )
+        return logits
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Say whether a model reads from left to right, so that padding on either side can be exact.
+
+    Args:
+        model: The PEFT model.
+
+    Returns:
+        True for decoder-only language models, also with a classification head.
+    """
+    kind = getattr(_config(model), "model_type", "")
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def prepare_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Complete a batch so that padding cannot change the result.
+
+    Args:
+        model: The PEFT model.
+        batch: Model inputs, without labels.
+
+    Returns:
+        Keyword arguments of the model's forward pass. Causal models get ``position_ids`` counted from
+        the first real token, and no cache.
+
+    Raises:
+        UnsupportedInputError: An encoder's batch is padded on the left, or a row has no real token.
+    """
+    inputs: dict[str, Any] = dict(batch)
+    mask = batch.get("attention_mask")
+    if mask is not None and not bool(mask.bool().any(dim=1).all()):
+        raise UnsupportedInputError("an example has no real token (attention_mask all 0); remove it from the data.")
+    if not is_causal(model):
+        if mask is not None and bool((mask[:, 0] == 0).any()):
+            raise UnsupportedInputError(
+                "the batch is padded on the left, but this model reads its answer from the first position; set "
+                "tokenizer.padding_side='right'."
+            )
+        return inputs
+    accepted = inspect.signature(_base(model).forward).parameters
+    if mask is not None and "position_ids" in accepted and "position_ids" not in inputs:
+        inputs["position_ids"] = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    if "use_cache" in accepted:
+        inputs.setdefault("use_cache", False)
+    return inputs
+
+
+def split_labels(batch: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Move a batch to the model's device and take the labels out of it.
+
+    Args:
+        batch: What a Hugging Face collator makes: names to tensors.
+        device: Where the model's inputs live.
+
+    Returns:
+        Model inputs, and the labels or None.
+
+    Raises:
+        UnsupportedInputError: The batch is not a mapping of tensors with the same number of rows.
+    """
+    if not isinstance(batch, Mapping) or not batch:
+        raise UnsupportedInputError(
+            f"a batch is a {type(batch).__name__}, not a mapping of names to tensors; use a Hugging Face collator."
+        )
+    tensors: dict[str, Tensor] = {}
+    for key, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedInputError(
+                f"batch entry {key!r} is a {type(value).__name__}, not a tensor; remove that column or collate it."
+            )
+        tensors[str(key)] = value.to(device)
+    labels = next((tensors[key] for key in LABEL_KEYS if key in tensors), None)
+    inputs = {key: value for key, value in tensors.items() if key not in LABEL_KEYS}
+    sizes = {value.shape[0] if value.dim() else 0 for value in tensors.values()}
+    if not inputs or len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in tensors.items())
+        raise UnsupportedInputError(
+            f"batch entries disagree on the number of examples, or there is none: {shapes}; check the collator."
+        )
+    return inputs, labels
+
+
+def _base(model: nn.Module) -> nn.Module:
+    get_base = getattr(model, "get_base_model", None)
+    return get_base() if callable(get_base) else model
+
+
+def _config(model: nn.Module) -> Any:
+    return getattr(_base(model), "config", None)

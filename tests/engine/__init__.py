@@ -1,0 +1,1 @@
+"""The engine against the dense oracles, through its public names only."""
