@@ -105,6 +105,11 @@ class LaplaceLoRA:
             return float(values[0])
         return dict(zip(self._groups.names, values, strict=True))
 
+    @property
+    def train_accuracy(self) -> float | None:
+        """Accuracy of the trained adapter on the training data, or None without labels or before ``fit``."""
+        return None if self._fit is None else self._fit.accuracy
+
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
 

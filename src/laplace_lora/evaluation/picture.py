@@ -9,6 +9,7 @@ from laplace_lora.evaluation import metrics
 from laplace_lora.evaluation.comparison import Comparison, Scores
 from laplace_lora.evaluation.examples import Predictions
 from laplace_lora.evaluation.metrics import FloatArray, IntArray
+from laplace_lora.evaluation.svg import lowest_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,8 +89,6 @@ def _draw(axes: "Axes", probabilities: FloatArray, labels: IntArray, colour: str
     # The area of a dot grows with the number of examples behind it.
     axes.scatter(confidence, accuracy, s=12 + 160 * diagram.count[full] / diagram.count.max(), color=colour, zorder=3)
     axes.plot([0, 1], [0, 1], color="#5a6675", linestyle=(0, (4, 4)), linewidth=1)
-    # Confidence never falls below 1 / K; the empty part would only make the rest small.
-    lowest = max(0.0, 1.0 / probabilities.shape[1] - 0.05)
-    axes.set(xlim=(lowest, 1.005), ylim=(0.0, 1.02), xlabel="confidence")
+    axes.set(xlim=(lowest_shown(probabilities.shape[1]), 1.005), ylim=(0.0, 1.02), xlabel="confidence")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

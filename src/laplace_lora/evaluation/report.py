@@ -12,7 +12,7 @@ from laplace_lora.evaluation import metrics
 from laplace_lora.evaluation.comparison import Comparison, Scores
 from laplace_lora.evaluation.examples import Predictions, Shown, confidently_wrong, most_uncertain
 from laplace_lora.evaluation.metrics import FloatArray
-from laplace_lora.evaluation.svg import reliability_svg
+from laplace_lora.evaluation.svg import lowest_shown, reliability_svg
 from laplace_lora.evaluation.tables import rows
 from laplace_lora.evaluation.verdict import verdict
 
@@ -101,7 +101,8 @@ def _caption(scores: Scores) -> str:
 def _diagram(probabilities: FloatArray, predictions: Predictions, css_class: str, label: str) -> str:
     """Draw the reliability of one method."""
     diagram = metrics.reliability(probabilities, predictions.labels)
-    return reliability_svg(diagram, metrics.calibrated_band(probabilities), escape(label, quote=True), css_class)
+    band = metrics.calibrated_band(probabilities)
+    return reliability_svg(diagram, band, escape(label, quote=True), css_class, lowest_shown(probabilities.shape[1]))
 
 
 def _metric_rows(comparison: Comparison) -> str:

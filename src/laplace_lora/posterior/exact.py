@@ -74,6 +74,14 @@ class ExactPosterior(Posterior):
 
         A prior draw is corrected by its residual on the rows (Matheron's rule):
         theta = w - Delta^-1 Phi^T (I + K)^-1 (Phi w + z), w ~ N(0, Delta^-1), z ~ N(0, I).
+
+        Args:
+            precision: Prior precision of each group.
+            count: How many.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            One (count, out, in) tensor per matrix.
         """
         values, vectors = self.decompose(precision)
         prior = [

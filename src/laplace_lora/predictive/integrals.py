@@ -1,13 +1,146 @@
-"""Interim stand-in, to be replaced by the deterministic rules."""
+"""Probabilities and expected entropies of Gaussian logits, by deterministic rules."""
+
+import math
 
 import torch
 from torch import Tensor
 
+from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.predictive.logistic_normal import logistic_normal
+from laplace_lora.predictive.sequential import class_integrals
+
+# Examples are taken together until the covariances of their differences fill this many elements.
+_CHUNK = 2**20
+_TANH_SINH_NODES = 97
+
 
 def expected_softmax(mean: Tensor, covariance: Tensor, points: int = 4096) -> tuple[Tensor, Tensor]:
-    """Interim."""
-    z = torch.special.ndtri(torch.quasirandom.SobolEngine(mean.shape[1], scramble=True, seed=0).draw(points, dtype=torch.float64).clamp(1e-12, 1 - 1e-12))
-    v, u = torch.linalg.eigh(covariance)
-    r = u * v.clamp(min=0).sqrt()[:, None, :]
-    p = torch.softmax(mean + torch.einsum("bij,sj->sbi", r, z), -1)
-    return p.mean(0), torch.special.entr(p).sum(-1).mean(0)
+    """Average softmax(f), and its entropy, over Gaussian logits f ~ N(mean, covariance).
+
+    Two classes: one-dimensional quadrature, absolute error below 1e-9 at any standard deviation. Three: the split of
+    :func:`_three_classes`, below 1e-7. Four and more: quasi-Monte Carlo after sequential conditioning
+    (:mod:`laplace_lora.predictive.sequential`). Nothing here is random: the same logits give the same
+    probabilities, whatever batch they are in.
+
+    Working memory is bounded by about 250 MB, whatever B, for points up to 32,768 and K up to 100.
+
+    Args:
+        mean: (B, K) means, in logits.
+        covariance: (B, K, K) covariances, in squared logits, positive semi-definite of any rank. Only the differences
+            of logits matter, so that the covariance of the centred logits serves as well.
+        points: Nodes of the rule per class, for four classes and more; powers of two do best.
+
+    Returns:
+        (B, K) probabilities E softmax(f), which sum to one, and (B,) expected entropies E H[softmax(f)] in nats;
+        float64.
+
+    Raises:
+        LaplaceLoRAError: The shapes do not fit, an entry is not finite, or there are too few points.
+    """
+    _check(mean, covariance, points)
+    mean, covariance = mean.detach().double(), covariance.detach().double()
+    examples, classes = mean.shape
+    if classes == 1:
+        return torch.ones_like(mean), torch.zeros_like(mean[:, 0])
+    chunk = max(1, _CHUNK // classes**3)
+    parts = [
+        _class_terms(*pair, points) for pair in zip(mean.split(chunk), covariance.split(chunk), strict=True)
+    ]
+    if examples == 0:
+        return mean, mean[:, 0]
+    probabilities = torch.cat([part[0] for part in parts])
+    entropies = torch.cat([part[1] for part in parts])
+    return probabilities / probabilities.sum(dim=1, keepdim=True), entropies.sum(dim=1)
+
+
+def _check(mean: Tensor, covariance: Tensor, points: int) -> None:
+    if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[-1]) or mean.shape[-1] == 0:
+        raise LaplaceLoRAError(
+            f"expected_softmax got a mean of shape {tuple(mean.shape)} and a covariance of shape "
+            f"{tuple(covariance.shape)}; pass (B, K) and (B, K, K)."
+        )
+    if points < (least := 8 * mean.shape[-1]):
+        raise LaplaceLoRAError(f"{points} integration points are too few; pass at least {least}.")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise LaplaceLoRAError(
+            "the logits' mean or covariance is not finite; look for overflow in the model (a float16 base?) or "
+            "raise the prior precision."
+        )
+
+
+def _class_terms(mean: Tensor, covariance: Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Return (B, K) E softmax_k and (B, K) E[-softmax_k log softmax_k], not yet normalised."""
+    difference, spread = class_differences(mean, covariance)
+    shape = mean.shape
+    difference, spread = difference.flatten(0, 1), spread.flatten(0, 1)
+    match shape[1]:
+        case 2:
+            terms = logistic_normal(difference[:, 0], spread[:, 0, 0].clamp(min=0.0).sqrt())
+        case 3:
+            terms = _three_classes(difference, spread)
+        case _:
+            terms = class_integrals(difference, spread, points)
+    return terms[0].reshape(shape), terms[1].reshape(shape)
+
+
+def class_differences(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Pass from K logits to the K - 1 differences f_k - f_j of every class k.
+
+    Args:
+        mean: (B, K) means, in logits.
+        covariance: (B, K, K) covariances, in squared logits.
+
+    Returns:
+        (B, K, K-1) means and (B, K, K-1, K-1) covariances of the differences, j in ascending order.
+    """
+    classes = mean.shape[1]
+    own = torch.arange(classes, device=mean.device)
+    others = own.expand(classes, classes)[~torch.eye(classes, dtype=torch.bool, device=mean.device)]
+    others = others.reshape(classes, classes - 1)
+    with_own = covariance[:, own[:, None], others]
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    spread = covariance[:, others[:, :, None], others[:, None, :]] + variance[:, :, None, None]
+    spread -= with_own[:, :, :, None] + with_own[:, :, None, :]
+    return mean[:, :, None] - mean[:, others], spread
+
+
+def _three_classes(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Integrate over the two differences of three classes: (R,) twice from (R, 2) and (R, 2, 2).
+
+    Generalised least squares splits d_j = w + e_j with e independent of w, and with one degree of freedom: e_j = l_j z,
+    z ~ N(0, 1). Given z the probability is that of two classes at the logit -log(exp(-m_1 - l_1 z) +
+    exp(-m_2 - l_2 z)), w giving the standard deviation. As a function of z it bends sharply in three places at most:
+    where two of the three classes are level, on the scale 1 / l. Between these places the rule is tanh-sinh
+    (Takahasi & Mori, 1974), whose nodes crowd towards both ends of an interval on every scale at once.
+    """
+    first, both, second = covariance[:, 0, 0], covariance[:, 0, 1], covariance[:, 1, 1]
+    gap_variance = first + second - 2.0 * both
+    # Below this it is rounding, and the two differences are one.
+    apart = gap_variance > 1e-13 * torch.maximum(first, second)
+    gap = torch.where(apart, gap_variance, 1.0).sqrt()
+    slopes = torch.where(apart[:, None], torch.stack([first - both, both - second], dim=1) / gap[:, None], 0.0)
+    sd = (first - slopes[:, 0].square()).clamp(min=0.0).sqrt()
+
+    reach = 8.5
+    heights = torch.cat([mean, mean[:, :1] - mean[:, 1:]], dim=1)
+    steepness = torch.cat([slopes, slopes[:, :1] - slopes[:, 1:]], dim=1)
+    bends = torch.where(steepness != 0.0, -heights / steepness, reach).clamp(-reach, reach)
+    ends = torch.nn.functional.pad(bends.sort(dim=1).values, (1, 0), value=-reach)
+    ends = torch.nn.functional.pad(ends, (0, 1), value=reach)
+    position, weight = _tanh_sinh(mean.device)
+    width = ends[:, 1:, None] - ends[:, :-1, None]
+    z = (ends[:, :-1, None] + width * position).flatten(1)
+    weight = (width * weight).flatten(1) * torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
+
+    logits = -torch.logaddexp(-mean[:, :1] - slopes[:, :1] * z, -mean[:, 1:] - slopes[:, 1:] * z)
+    probability, entropy = logistic_normal(logits, sd[:, None])
+    return (weight * probability).sum(dim=1), (weight * entropy).sum(dim=1)
+
+
+def _tanh_sinh(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights on [0, 1]."""
+    t = torch.linspace(-3.1, 3.1, _TANH_SINH_NODES, dtype=torch.float64, device=device)
+    step = 6.2 / (_TANH_SINH_NODES - 1)
+    argument = math.pi * torch.sinh(t)
+    position = torch.sigmoid(argument)
+    return position, step * math.pi * torch.cosh(t) * position * torch.sigmoid(-argument)

@@ -1,0 +1,1 @@
+"""What is found in a PEFT model, and what is refused."""

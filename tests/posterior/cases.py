@@ -1,0 +1,192 @@
+"""Random gradients, folded by any structure, and its posterior as dense matrices.
+
+Everything here goes through the interface that all structures share, so that a new row of the table of structures
+is tested without a new line of code.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from laplace_lora.config import KroneckerApproximation, LaplaceConfig
+from laplace_lora.curvature import Curvature, KroneckerCurvature
+from laplace_lora.jacobians import SiteGradient
+from laplace_lora.matrices import MatrixShape
+from laplace_lora.posterior import Posterior
+from laplace_lora.structures import STRUCTURES
+
+# Two LoRA pairs, one of them with a bias at lora_B, and a head with a bias (the bias counts as a column).
+SHAPES = (
+    MatrixShape("one.lora_A", "one", 2, 4),
+    MatrixShape("one.lora_B", "one", 3, 2),
+    MatrixShape("two.lora_A", "two", 2, 3),
+    MatrixShape("two.lora_B", "two", 4, 3),
+    MatrixShape("head", "head", 3, 4),
+)
+WITH_BIAS = ("two.lora_B", "head")
+GROUPINGS = {"shared": (0, 0, 0, 0, 0), "by module": (0, 0, 1, 1, 2), "one each": (0, 1, 2, 3, 4)}
+
+
+def _cases() -> list[tuple[str, str]]:
+    found = []
+    for name, parts in STRUCTURES.items():
+        kronecker = issubclass(parts.curvature, KroneckerCurvature)
+        rules = get_args(KroneckerApproximation) if kronecker else ("fitted",)
+        found += [(name, rule) for rule in rules]
+    return found
+
+
+# Every structure with every rule that it knows: (structure, kfac).
+CASES = _cases()
+
+
+def shapes_of(structure: str) -> tuple[MatrixShape, ...]:
+    """Return the matrices that a structure covers: all, or the head alone."""
+    return SHAPES[-1:] if STRUCTURES[structure].last_layer else SHAPES
+
+
+def groups_of(structure: str, grouping: str) -> tuple[int, ...]:
+    """Return the group of every matrix."""
+    return (0,) if STRUCTURES[structure].last_layer else GROUPINGS[grouping]
+
+
+def precision_of(groups: Sequence[int]) -> Tensor:
+    """Return clearly different prior precisions, one per group."""
+    return torch.tensor([0.4 * 2.5**group for group in range(1 + max(groups))], dtype=torch.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Synthetic training data: what a model pass would hand on, for all examples at once.
+
+    Attributes:
+        inputs: By matrix (N, T, in), without the bias's 1.
+        gradients: By matrix (rows, N, T, out), 0 at padding.
+        mask: (N, T) True at real tokens.
+        weights: (N, rows) weights of the rows.
+    """
+
+    inputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    mask: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def take(self, positions: Sequence[int]) -> "Data":
+        """Return the examples at some positions."""
+        chosen = torch.tensor(list(positions), dtype=torch.long)
+        return Data(
+            {name: x[chosen] for name, x in self.inputs.items()},
+            {name: g[:, chosen] for name, g in self.gradients.items()},
+            self.mask[chosen],
+            self.weights[chosen],
+        )
+
+    def to(self, dtype: torch.dtype) -> "Data":
+        """Return the same numbers in another dtype."""
+        return Data(
+            {name: x.to(dtype) for name, x in self.inputs.items()},
+            {name: g.to(dtype) for name, g in self.gradients.items()},
+            self.mask,
+            self.weights,
+        )
+
+    def without_curvature(self) -> "Data":
+        """Return the same inputs with gradients of 0."""
+        return dataclasses.replace(self, gradients={name: torch.zeros_like(g) for name, g in self.gradients.items()})
+
+
+def random_data(examples: int = 7, tokens: int = 4, rows: int = 2, seed: int = 0) -> Data:
+    """Draw inputs and gradients of ragged lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    lengths = torch.randint(1, tokens + 1, (examples, 1), generator=generator)
+    mask = torch.arange(tokens)[None] < lengths
+    inputs, gradients = {}, {}
+    for shape in SHAPES:
+        # Inputs at padding are whatever the model left there; gradients are 0.
+        inputs[shape.name] = normal(examples, tokens, shape.in_features - (shape.name in WITH_BIAS))
+        gradients[shape.name] = normal(rows, examples, tokens, shape.out_features) * mask[None, :, :, None]
+    weights = torch.rand(examples, rows, generator=generator, dtype=torch.float64) + 0.1
+    return Data(inputs, gradients, mask, weights)
+
+
+def fold(structure: str, kfac: str, data: Data, batch_size: int = 100) -> Curvature:
+    """Fold data into a structure's curvature, batch by batch, row by row, matrix by matrix."""
+    shapes = shapes_of(structure)
+    config = LaplaceConfig(structure=structure, kfac=kfac)  # type: ignore[arg-type]
+    curvature = STRUCTURES[structure].curvature(shapes, config)
+    for start in range(0, len(data), batch_size):
+        batch = data.take(range(start, min(start + batch_size, len(data))))
+        mask = None if bool(batch.mask.all()) else batch.mask
+        for row in range(batch.weights.shape[1]):
+            for index, shape in enumerate(shapes):
+                x, g = batch.inputs[shape.name], batch.gradients[shape.name][row]
+                gradient = SiteGradient(index, row, x, g, mask, shape.name in WITH_BIAS)
+                curvature.update(gradient, batch.weights[:, row])
+    return curvature
+
+
+def build(structure: str, curvature: Curvature, grouping: str = "by module") -> tuple[Posterior, Tensor]:
+    """End a fold; return its posterior and prior precisions that suit its groups."""
+    posterior = STRUCTURES[structure].posterior.from_statistics(curvature.shapes, curvature.finalise(), curvature.dtype)
+    groups = groups_of(structure, grouping)
+    posterior.assign_groups(groups)
+    return posterior, precision_of(groups)
+
+
+def posterior_of(structure: str, kfac: str, data: Data, grouping: str = "by module") -> tuple[Posterior, Tensor]:
+    """Fold data and build the posterior."""
+    return build(structure, fold(structure, kfac, data), grouping)
+
+
+def functional(
+    posterior: Posterior, precision: Tensor, jacobians: Sequence[Tensor], scales: Tensor | None = None
+) -> Tensor:
+    """Push Jacobians, one (B, M, out, in) tensor per matrix, through the accumulator: (S, B, M, M)."""
+    accumulator = posterior.accumulator(precision, scales)
+    for row in range(jacobians[0].shape[1]):
+        for index, jacobian in enumerate(jacobians):
+            accumulator.add(index, row, jacobian[:, row])
+    return accumulator.covariance()
+
+
+def split(flat: Tensor, shapes: Sequence[MatrixShape]) -> list[Tensor]:
+    """Cut (..., P) weights into one (..., out, in) tensor per matrix."""
+    parts = flat.split([shape.size for shape in shapes], dim=-1)
+    return [
+        part.unflatten(-1, (shape.out_features, shape.in_features)) for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def dense_covariance(posterior: Posterior, precision: Tensor) -> Tensor:
+    """Return P^-1 (P, P): the covariance of every weight, each a one-hot Jacobian."""
+    weights = sum(shape.size for shape in posterior.shapes)
+    one_hot = torch.eye(weights, dtype=torch.float64)[None]
+    return functional(posterior, precision, split(one_hot, posterior.shapes))[0, 0]
+
+
+def dense_prior(posterior: Posterior, precision: Tensor) -> Tensor:
+    """Return the diagonal of Delta, (P,)."""
+    sizes = torch.tensor([shape.size for shape in posterior.shapes])
+    return precision[list(posterior.groups)].repeat_interleave(sizes)
+
+
+def dense_likelihood(posterior: Posterior, precision: Tensor) -> Tensor:
+    """Return P - Delta."""
+    return torch.linalg.inv(dense_covariance(posterior, precision)) - dense_prior(posterior, precision).diag()
+
+
+def close(left: Tensor, right: Tensor, tolerance: float = 1e-9) -> None:
+    """Assert equality relative to the largest expected entry."""
+    assert left.shape == right.shape
+    error = float((left - right).abs().max() / right.abs().max().clamp(min=1e-300))
+    assert error <= tolerance, f"relative error {error:.2e}, allowed {tolerance:.0e}"
