@@ -282,7 +282,8 @@ class HeadPass:
         if inputs.dim() == 2:
             inputs, outputs = inputs[:, None], outputs[:, None]
         # Pooling only picks a position, so the right one agrees to the last bit.
-        agree = (outputs == logits[:, None].to(outputs.dtype)).all(dim=-1)
+        expected = logits[:, None].to(outputs.dtype)
+        agree = ((outputs == expected) | (outputs.isnan() & expected.isnan())).all(dim=-1)
         if mask is not None:
             agree &= mask
         if not bool(agree.any(dim=1).all()):

@@ -353,7 +353,8 @@ class LaplaceLoRA:
         if self._check is not None:
             fit = priors.training_fit(posterior, self._precision, self._check)
             predictive = Predictive.from_gaussian(fit.mean, fit.covariance, self.config.predictive, CHECK_POINTS)
-            warning = priors.training_warning(predictive, fit.labels, self._check.total)
+            gamma = float(posterior.effective_parameters(self._precision).sum())
+            warning = priors.training_warning(predictive, fit.labels, self._check.total, gamma)
             if warning:
                 warnings.warn(warning, stacklevel=3)
 

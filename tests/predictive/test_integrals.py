@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, special, stats
+from scipy import integrate, interpolate, special, stats
 from torch import Tensor
 
 from laplace_lora.errors import LaplaceLoRAError
@@ -16,6 +16,8 @@ from laplace_lora.predictive.sequential import order_and_factorise
 
 # What the documentation promises for four classes and more, at the default number of points.
 PROBABILITY_BOUND, ENTROPY_BOUND = 5e-4, 2e-3
+# Above twelve classes.
+JOINT_BOUND = 2e-3
 
 
 def by_grid(mean: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, float]:
@@ -26,13 +28,13 @@ def by_grid(mean: np.ndarray, root: np.ndarray) -> tuple[np.ndarray, float]:
         root: (K, r) root of the covariance.
 
     Returns:
-        (K,) probabilities and the expected entropy, with errors far below 1e-7.
+        (K,) probabilities and the expected entropy, with errors of 1e-8 or so.
     """
     logits, weights = mean[None, :], np.ones(1)
     for column in root.T:
         # The softmax has its nearest poles at pi / (largest difference of slopes).
-        step = min(0.5, 1.0 / max(np.ptp(column), 1e-12))
-        z = np.arange(-math.ceil(6.5 / step), math.ceil(6.5 / step) + 1) * step
+        step = min(1.0, 1.0 / max(np.ptp(column), 1e-12))
+        z = np.arange(-math.ceil(6.0 / step), math.ceil(6.0 / step) + 1) * step
         logits = (logits[:, None, :] + z[:, None] * column).reshape(-1, len(mean))
         weights = (weights[:, None] * stats.norm.pdf(z) * step).reshape(-1)
     log_probabilities = special.log_softmax(logits, axis=1)
@@ -53,25 +55,27 @@ def by_gumbel(mean: np.ndarray, own: np.ndarray, factor: np.ndarray) -> np.ndarr
     Returns:
         (K,) probabilities.
     """
-    gumbel = np.arange(-4.0, 30.0, 0.1)
-    gumbel_weights = stats.gumbel_r.pdf(gumbel) * 0.1
+    gumbel = np.arange(-4.0, 25.0, 0.25)
+    gumbel_weights = stats.gumbel_r.pdf(gumbel) * 0.25
     # Distribution and density of own * noise + Gumbel, once per class, on a grid around its centre.
     widest = float(np.abs(mean).max() + 7.0 * (own.max() + np.abs(factor).max()) + 20.0)
-    x = np.linspace(-widest, widest, 6001)
+    x = np.linspace(-widest, widest, 2001)
     table = []
     for deviation in own:
         z = (x[:, None] - gumbel) / deviation
-        table.append((special.ndtr(z) @ gumbel_weights, stats.norm.pdf(z) @ gumbel_weights / deviation))
-    nodes = np.arange(-6.5, 6.51, 0.1) if factor.any() else np.zeros(1)
+        below, density = special.ndtr(z) @ gumbel_weights, stats.norm.pdf(z) @ gumbel_weights / deviation
+        table.append((interpolate.CubicSpline(x, below), interpolate.CubicSpline(x, density)))
+    nodes = np.arange(-6.0, 6.01, 0.1) if factor.any() else np.zeros(1)
     node_weights = stats.norm.pdf(nodes) * 0.1 if factor.any() else np.ones(1)
     total = np.zeros(len(mean))
     for z, weight in zip(nodes, node_weights, strict=True):
         centres = mean + factor * z
-        below = [np.interp(x - c, x, t[0], left=0.0, right=1.0) for c, t in zip(centres, table, strict=True)]
-        density = [np.interp(x - c, x, t[1], left=0.0, right=0.0) for c, t in zip(centres, table, strict=True)]
+        # Beyond the grid the functions are constant.
+        places = [np.clip(x - centre, x[0], x[-1]) for centre in centres]
+        below = np.array([spline(place) for place, (spline, _) in zip(places, table, strict=True)])
+        density = np.array([spline(place) for place, (_, spline) in zip(places, table, strict=True)])
         for k in range(len(mean)):
-            others = np.prod([below[j] for j in range(len(mean)) if j != k], axis=0)
-            total[k] += weight * np.trapezoid(density[k] * others, x)
+            total[k] += weight * np.trapezoid(density[k] * np.delete(below, k, axis=0).prod(axis=0), x)
     return total
 
 
@@ -111,7 +115,9 @@ def test_two_classes_against_adaptive_quadrature(sd: float, shift: float) -> Non
             return function(gap)
         # Tell it where the sigmoid turns.
         turn, width = -gap / sd, 1.0 / sd
-        breaks = sorted({float(np.clip(turn + width * t, -9.0, 9.0)) for t in (-40.0, -10.0, -3.0, 0.0, 3.0, 10.0, 40.0)})
+        breaks = sorted(
+            {float(np.clip(turn + width * t, -9.0, 9.0)) for t in (-40.0, -10.0, -3.0, 0.0, 3.0, 10.0, 40.0)}
+        )
         ends = [-9.0, *breaks, 9.0]
         return sum(integrate.quad(integrand, a, b, epsabs=1e-12)[0] for a, b in itertools.pairwise(ends) if b > a)
 
@@ -156,7 +162,7 @@ def test_low_rank_covariances_against_a_dense_grid(classes: int, rank: int) -> N
 
 @pytest.mark.parametrize(
     "deviations",
-    [(30.0, 1.0, 0.3), (1.0, 1.0, 1.0), (5.0, 3.0, 0.1), (0.8, 0.8, 0.8, 0.8), (8.0, 1.0, 0.2, 0.1), (0.5,) * 5],
+    [(30.0, 1.0, 0.3), (1.0, 1.0, 1.0), (5.0, 3.0, 0.1), (0.8, 0.8, 0.8, 0.8), (8.0, 1.0, 0.2, 0.1), (0.7,) * 5],
     ids=str,
 )
 def test_full_rank_covariances_against_a_dense_grid(deviations: tuple[float, ...]) -> None:
@@ -173,7 +179,7 @@ def test_full_rank_covariances_against_a_dense_grid(deviations: tuple[float, ...
     assert entropy[0] == pytest.approx(expected_entropy, abs=ENTROPY_BOUND / 2)
 
 
-@pytest.mark.parametrize("classes", [3, 4, 5, 6, 9])
+@pytest.mark.parametrize("classes", [3, 4, 5, 6, 9, 16])
 @pytest.mark.parametrize("with_factor", [False, True])
 def test_large_full_rank_covariances_against_gumbel_noise(classes: int, with_factor: bool) -> None:
     rng = np.random.default_rng(classes)
@@ -182,17 +188,18 @@ def test_large_full_rank_covariances_against_gumbel_noise(classes: int, with_fac
         factor = 30.0 * rng.normal(size=classes) * with_factor
         mean = 30.0 * scale * rng.normal(size=classes)
         expected = by_gumbel(mean, own, factor)
-        assert expected.sum() == pytest.approx(1.0, abs=2e-5)
+        assert expected.sum() == pytest.approx(1.0, abs=1e-6)
         probabilities, _ = rule(mean[None], (np.diag(own**2) + np.outer(factor, factor))[None])
-        np.testing.assert_allclose(probabilities[0], expected, rtol=0, atol=PROBABILITY_BOUND)
+        bound = 1e-6 if classes == 3 else PROBABILITY_BOUND if classes < 13 else JOINT_BOUND
+        np.testing.assert_allclose(probabilities[0], expected, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6, 13])
 def test_an_example_does_not_depend_on_its_batch(classes: int) -> None:
-    mean, covariance = wishart(classes, 24, 20.0, seed=classes, freedom=classes)
+    mean, covariance = wishart(classes, 12, 20.0, seed=classes, freedom=classes)
     # Other standard deviations and ranks take other paths through the rule.
     covariance[::3] *= 1e-3
-    covariance[1::4, :, :] = wishart(classes, 24, 30.0, seed=1, freedom=2)[1][1::4]
+    covariance[1::4, :, :] = wishart(classes, 12, 30.0, seed=1, freedom=2)[1][1::4]
     together, entropies = expected_softmax(mean, covariance)
     for i in range(len(mean)):
         alone, entropy = expected_softmax(mean[i : i + 1], covariance[i : i + 1])
@@ -270,9 +277,7 @@ def test_identical_logits_share_equally() -> None:
         # All logits the same random variable (rank 1, no differences), or independent with one variance.
         for covariance in (torch.ones(classes, classes), torch.eye(classes)):
             probabilities, _ = expected_softmax(torch.full((1, classes), 2.0), sd**2 * covariance[None])
-            torch.testing.assert_close(
-                probabilities, torch.full_like(probabilities, 1.0 / classes), rtol=0, atol=1e-6
-            )
+            torch.testing.assert_close(probabilities, torch.full_like(probabilities, 1.0 / classes), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 6])
@@ -316,7 +321,7 @@ def test_results_are_float64_and_repeatable_and_draw_no_random_numbers(classes: 
 
 
 def test_more_points_are_more_accurate() -> None:
-    mean, covariance = wishart(5, 20, 30.0, seed=3, freedom=3)
+    mean, covariance = wishart(5, 6, 30.0, seed=3, freedom=3)
     exact, _ = expected_softmax(mean, covariance, points=2**16)
     errors = [(expected_softmax(mean, covariance, points)[0] - exact).abs().max() for points in (256, 4096, 16384)]
     assert errors[0] > errors[1] > errors[2]
@@ -339,10 +344,10 @@ def test_wrong_input_is_refused() -> None:
 
 def test_the_table_interpolates_the_quadrature() -> None:
     sd = torch.tensor([0.0, 1e-3, 0.5, 1.49, 1.5, 3.0, 30.0, 1e4], dtype=torch.float64)
-    mean = (2.0 * torch.rand(len(sd), 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1.0)
+    mean = 2.0 * torch.rand(len(sd), 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1.0
     mean *= 30.0 + 8.0 * sd[:, None]
     for looked_up, computed in zip(LogisticNormalTable.of(sd)(mean), logistic_normal(mean, sd[:, None]), strict=True):
-        torch.testing.assert_close(looked_up, computed, rtol=0, atol=5e-7)
+        torch.testing.assert_close(looked_up, computed, rtol=0, atol=1e-7)
 
 
 def test_the_ordered_root_reproduces_the_covariance() -> None:

@@ -14,7 +14,7 @@ from laplace_lora.curvature.base import Curvature
 from laplace_lora.curvature.hashing import example_uniform
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
-from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient, jacobian_pass
+from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient, jacobian_pass, statistics_dtype
 from laplace_lora.likelihoods import Likelihood
 from laplace_lora.readouts import Readout, split_labels
 
@@ -95,6 +95,7 @@ def fit_curvature(
             logits = runner.forward(inputs)
             if tally.examples == 0:
                 classes = _check_classes(logits, config)
+                curvature.dtype = statistics_dtype(logits.dtype)
                 curvature.check_memory(_rows_per_example(logits, config, likelihood), _total_examples(loader, logits))
             tally.add(logits, labels)
             side = side or _padding_side(inputs)
@@ -162,11 +163,15 @@ def _check_classes(logits: Tensor, config: LaplaceConfig) -> int:
 
 
 def _total_examples(loader: Any, logits: Tensor) -> int | None:
-    """Return how many examples are to come, where the loader says so."""
-    dataset = getattr(loader, "dataset", None)
-    if dataset is not None and hasattr(dataset, "__len__"):
-        return len(dataset)
-    return len(loader) * len(logits) if hasattr(loader, "__len__") else None
+    """Return the most examples that are to come, where the loader says so."""
+    bounds = []
+    sources: tuple[tuple[Any, int], ...] = ((getattr(loader, "dataset", None), 1), (loader, len(logits)))
+    for items, each in sources:
+        try:
+            bounds.append(len(items) * each)
+        except TypeError:  # a generator, or a loader over a stream
+            continue
+    return min(bounds, default=None)
 
 
 def _padding_side(inputs: Mapping[str, Tensor]) -> str | None:

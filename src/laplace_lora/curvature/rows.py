@@ -36,16 +36,17 @@ class RowCurvature(Curvature):
         Raises:
             MemoryLimitError: Rows and Gram matrices exceed ``memory_limit_bytes``.
         """
+        jacobian = gradient.jacobian()
+        self.dtype = jacobian.dtype
         if gradient.index == 0:
             self._count += len(weights)
             self._refuse_above(self._count)
-        jacobian = gradient.jacobian()
-        self.dtype = jacobian.dtype
         self.rows[gradient.index].append((jacobian * weights.to(jacobian)[:, None, None]).flatten(start_dim=1))
 
     def merge(self, other: Curvature) -> None:
         """See :meth:`Curvature.merge`."""
         assert isinstance(other, RowCurvature)
+        self._refuse_above(self._count + other._count)
         for mine, its in zip(self.rows, other.rows, strict=True):
             mine.extend(its)
         self._count += other._count
@@ -61,7 +62,7 @@ class RowCurvature(Curvature):
     def _refuse_above(self, count: int) -> None:
         parameters = sum(shape.size for shape in self.shapes)
         groups = len(Groups.of(self.shapes, self.config.prior_groups).names)
-        needed = 4 * count * parameters + 8 * count**2 * (groups + 3)
+        needed = self.dtype.itemsize * count * parameters + 8 * count**2 * (groups + 3)
         if needed > self.config.memory_limit_bytes:
             raise MemoryLimitError(
                 f"structure='exact' needs {needed} bytes for {count} rows of {parameters} weights, the limit is "

@@ -34,6 +34,7 @@ def train_adapter(
     learning_rate: float,
     batch_size: int,
     seed: int,
+    head_learning_rate: float | None = None,
     validation: Sequence[Row] | None = None,
     progress: bool = True,
 ) -> tuple[peft.PeftModel, Any]:
@@ -47,6 +48,7 @@ def train_adapter(
         epochs: Passes over the rows.
         learning_rate: Of AdamW without weight decay, 6 % warm-up and linear decay.
         batch_size: Rows per step.
+        head_learning_rate: Of the head, which starts from scratch; as the adapter's if not given.
         seed: Of the head's and the adapter's start and of the order of rows.
         validation: Rows to stop early by: the epoch with the least loss on them is kept, and training ends
             two epochs after it. Without them the last epoch is.
@@ -88,8 +90,16 @@ def train_adapter(
             disable_tqdm=not progress,
             dataloader_pin_memory=False,
         )
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": _trained(model, head=False), "lr": learning_rate},
+                {"params": _trained(model, head=True), "lr": head_learning_rate or learning_rate},
+            ],
+            weight_decay=0.0,
+        )
         trainer = _QuietTrainer(
             model=model,
+            optimizers=(optimizer, None),
             args=arguments,
             train_dataset=_tokenized(rows, tokenizer),
             eval_dataset=_tokenized(validation, tokenizer) if validation else None,
@@ -116,6 +126,12 @@ def batches(rows: Sequence[Row], tokenizer: Any, batch_size: int) -> Iterator[di
         part = rows[start : start + batch_size]
         encoded = tokenizer([row["text"] for row in part], padding=True, return_tensors="pt")
         yield {**encoded, "labels": torch.tensor([row["label"] for row in part])}
+
+
+def _trained(model: peft.PeftModel, *, head: bool) -> list[torch.nn.Parameter]:
+    """Return the trained parameters of the head, or those of the adapter."""
+    named = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return [parameter for name, parameter in named if ("modules_to_save" in name) == head]
 
 
 def _tokenized(rows: Sequence[Row], tokenizer: Any) -> list[dict[str, Any]]:

@@ -32,13 +32,13 @@ class Reliability(NamedTuple):
 
     Attributes:
         edges: (bins + 1,) bin edges, from 0 to 1; bin b holds the confidences in (edges[b], edges[b + 1]].
-        count: (bins,) examples in each bin.
+        counts: (bins,) examples in each bin.
         confidence: (bins,) their mean confidence; NaN in an empty bin.
         accuracy: (bins,) their accuracy; NaN in an empty bin.
     """
 
     edges: FloatArray
-    count: IntArray
+    counts: IntArray
     confidence: FloatArray
     accuracy: FloatArray
 

@@ -77,7 +77,7 @@ def _draw(axes: "Axes", probabilities: FloatArray, labels: IntArray, colour: str
     """
     diagram = metrics.reliability(probabilities, labels)
     low, high = metrics.calibrated_band(probabilities)
-    full = diagram.count > 0
+    full = diagram.counts > 0
     middle = ((diagram.edges[1:] + diagram.edges[:-1]) / 2)[full]
     width = 0.92 / len(full)
     confidence, accuracy = diagram.confidence[full], diagram.accuracy[full]
@@ -87,7 +87,7 @@ def _draw(axes: "Axes", probabilities: FloatArray, labels: IntArray, colour: str
     )
     axes.vlines(confidence, accuracy, confidence, color=colour, linewidth=2)
     # The area of a dot grows with the number of examples behind it.
-    axes.scatter(confidence, accuracy, s=12 + 160 * diagram.count[full] / diagram.count.max(), color=colour, zorder=3)
+    axes.scatter(confidence, accuracy, s=12 + 160 * diagram.counts[full] / diagram.counts.max(), color=colour, zorder=3)
     axes.plot([0, 1], [0, 1], color="#5a6675", linestyle=(0, (4, 4)), linewidth=1)
     axes.set(xlim=(lowest_shown(probabilities.shape[1]), 1.005), ylim=(0.0, 1.02), xlabel="confidence")
     axes.spines[["top", "right"]].set_visible(False)

@@ -110,9 +110,9 @@ def _axes(scale: _Scale) -> list[str]:
 
 def _bins(scale: _Scale, diagram: Reliability, band: tuple[FloatArray, FloatArray]) -> list[str]:
     """Draw each bin's accuracy, its gap to the confidence, and the calibrated band."""
-    most = max(1, int(diagram.count.max()))
+    most = max(1, int(diagram.counts.max()))
     shapes = []
-    for b, count in enumerate(diagram.count):
+    for b, count in enumerate(diagram.counts):
         if count == 0:
             continue
         left, right = float(diagram.edges[b]), float(diagram.edges[b + 1])

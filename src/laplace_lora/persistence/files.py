@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ TENSORS_NAME = "posterior.safetensors"
 def write_posterior(directory: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write both files, or leave the directory as it was.
 
-    The tensors are renamed into place first and the description, which holds their digest, last: a crash
-    in between is noticed by :func:`read_posterior`.
+    The tensors are renamed into place first and the description, which holds their digest, last. If the
+    second rename fails, the first is undone; a power cut in between is noticed by :func:`read_tensors`.
 
     Args:
         directory: Where to; made if missing. Other files in it are not touched.
@@ -40,9 +41,7 @@ def write_posterior(directory: Path, description: Mapping[str, Any], tensors: Ma
         document["config_sha256"] = _document_digest(document)
         text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
         config_path = _stage(directory, staged, lambda path: path.write_text(text, encoding="utf-8"))
-        os.replace(tensors_path, directory / TENSORS_NAME)
-        os.replace(config_path, directory / CONFIG_NAME)
-        _sync_directory(directory)
+        _replace_both(directory, tensors_path, config_path, staged)
     finally:
         for path in staged:
             path.unlink(missing_ok=True)
@@ -116,6 +115,24 @@ def _stage(directory: Path, staged: list[Path], write: Callable[[Path], Any]) ->
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path
+
+
+def _replace_both(directory: Path, tensors_path: Path, config_path: Path, staged: list[Path]) -> None:
+    """Rename both staged files into place, or put back what was there."""
+    target = directory / TENSORS_NAME
+    previous = None
+    if target.exists():
+        previous = _stage(directory, staged, lambda path: shutil.copyfile(target, path))
+    os.replace(tensors_path, target)
+    try:
+        os.replace(config_path, directory / CONFIG_NAME)
+    except BaseException:
+        if previous is None:
+            target.unlink(missing_ok=True)
+        else:
+            os.replace(previous, target)
+        raise
+    _sync_directory(directory)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -30,14 +30,16 @@ from laplace_lora.predictive.logistic_normal import LogisticNormalTable
 # Conditional standard deviation (in logits) from which on a difference is drawn with its factor; below it, the
 # sigmoid is smooth on the scale of the Gaussian, and the plain Gaussian does better.
 _TILT_FROM = 1.5
-# The last factor of a class is a steep function of the earlier differences where this is all the noise that
-# is left to smooth it: these classes (covariances of low rank, mostly) get twice the points.
-_STEEP_BELOW = 3.0
+# Where an earlier difference spreads over so many widths of the last factor, that factor is a steep function of it.
+# These rows (covariances of low rank, mostly) get twice the points.
+_STEEP = 2.0
 # Share of the points moved towards the class boundary (y = 0), where the entropy comes from.
 _BOUNDARY = 0.5
 _SOBOL_SEED = 0
+# Of the distribution whose distribution function the sigmoid is.
+_LOGISTIC_VARIANCE = math.pi**2 / 3.0
 # Largest number of elements of one temporary tensor; small, so that temporaries stay in the processor's cache.
-_CHUNK = 2**16
+_CHUNK = 2**15
 
 
 def class_integrals(mean: Tensor, covariance: Tensor, points: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,8 @@ def class_integrals(mean: Tensor, covariance: Tensor, points: int) -> tuple[Tens
     mean, root = order_and_factorise(mean, covariance)
     deviations = root.diagonal(dim1=-2, dim2=-1)
     tilted = deviations[:, :-1] >= _TILT_FROM
-    steep = tilted.any(dim=1) & (deviations[:, -1] < _STEEP_BELOW)
+    width = (deviations[:, -1].square() + _LOGISTIC_VARIANCE).sqrt()
+    steep = (tilted * deviations[:, :-1]).amax(dim=1) > _STEEP * width
     # Rows are taken together that go through the same steps.
     kinds, member = torch.unique(torch.cat([tilted, steep[:, None]], dim=1), dim=0, return_inverse=True)
     probability, entropy = torch.empty_like(mean[:, 0]), torch.empty_like(mean[:, 0])
@@ -90,8 +93,7 @@ def order_and_factorise(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tenso
     order = torch.empty(rows, size, dtype=torch.long, device=mean.device)
     taken = torch.zeros_like(mean, dtype=torch.bool)
     for step in range(size):
-        # pi^2 / 3 is the variance of the logistic distribution, whose distribution function the sigmoid is.
-        score = expected / (diagonal.clamp(min=0.0) + math.pi**2 / 3.0).sqrt()
+        score = expected / (diagonal.clamp(min=0.0) + _LOGISTIC_VARIANCE).sqrt()
         best = score.masked_fill(taken, torch.inf).argmin(dim=1)
         order[:, step], taken[index, best] = best, True
         variance = diagonal[index, best]
@@ -103,7 +105,7 @@ def order_and_factorise(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tenso
         # The mean of what is left, given that this difference came out positive (the inverse Mills ratio).
         ratio = score[index, best]
         mills = torch.exp(-0.5 * ratio.square() - torch.special.log_ndtr(ratio)) / math.sqrt(2.0 * math.pi)
-        share = (variance.clamp(min=0.0) / (variance.clamp(min=0.0) + math.pi**2 / 3.0)).sqrt()
+        share = (variance.clamp(min=0.0) / (variance.clamp(min=0.0) + _LOGISTIC_VARIANCE)).sqrt()
         expected += column * (mills * share)[:, None]
     return mean.gather(1, order), root.gather(1, order[:, :, None].expand_as(root))
 
@@ -172,7 +174,7 @@ class _Nodes:
         self.whitened = torch.linalg.solve_triangular(factor, centred, upper=False)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)
 def _sobol(dimensions: int, count: int, device: str) -> _Nodes:
     # An engine with a seed of its own leaves torch's global generator alone.
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=_SOBOL_SEED)
