@@ -88,7 +88,7 @@ def test_peft_loads_them(build: object, structure: str) -> None:
         key: (value.shape, value.dtype) for key, value in trained.items()
     }
     other = build(seed=8)
-    result = peft.set_peft_model_state_dict(other, state)
+    result = peft.set_peft_model_state_dict(other, dict(state))
     assert not result.unexpected_keys
     loaded = peft.get_peft_model_state_dict(other)
     assert all(torch.equal(loaded[key], state[key]) for key in state)
@@ -123,7 +123,7 @@ def test_samples_spread_the_logits_as_the_covariance_says() -> None:
     twin = tiny_bert()
     draws = []
     for state in la.sample(300, seed=1):
-        peft.set_peft_model_state_dict(twin, state)
+        peft.set_peft_model_state_dict(twin, dict(state))
         batch = collate(test)
         with torch.no_grad():
             draws.append(twin(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits)

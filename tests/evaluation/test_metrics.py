@@ -80,10 +80,10 @@ def test_bin_gaps_sum_to_the_ece():
 def test_reliability_holds_the_same_numbers():
     probabilities, labels = random_predictions()
     diagram = metrics.reliability(probabilities, labels)
-    full = diagram.count > 0
-    assert diagram.count.sum() == 400
+    full = diagram.counts > 0
+    assert diagram.counts.sum() == 400
     assert np.isnan(diagram.accuracy[~full]).all()
-    gap = (diagram.count * np.abs(diagram.accuracy - diagram.confidence))[full].sum() / 400
+    gap = (diagram.counts * np.abs(diagram.accuracy - diagram.confidence))[full].sum() / 400
     assert gap == pytest.approx(metrics.ece(probabilities, labels))
 
 
@@ -120,7 +120,7 @@ def test_the_band_covers_as_often_as_it_says():
     for _ in range(200):
         labels = (rng.random(600) < probabilities[:, 1]).astype(int)
         diagram = metrics.reliability(probabilities, labels)
-        full = diagram.count > 0
+        full = diagram.counts > 0
         inside += int(((diagram.accuracy >= low) & (diagram.accuracy <= high))[full].sum())
         total += int(full.sum())
     # Counts are whole numbers, so the band covers at least its level.

@@ -26,17 +26,19 @@ class DemoConfig:
         test: Held-out sentences on which everything is measured.
         rank: LoRA rank.
         epochs: Passes over the training sentences.
-        learning_rate: Of AdamW.
+        learning_rate: Of AdamW, for the adapter.
+        head_learning_rate: The same for the head, which starts from scratch.
         batch_size: Sentences per training step.
         laplace: Settings of the posterior.
     """
 
     train: int = 250
-    validation: int = 400
-    test: int = 600
+    validation: int = 300
+    test: int = 300
     rank: int = 8
-    epochs: int = 24
+    epochs: int = 16
     learning_rate: float = 1e-3
+    head_learning_rate: float = 1e-2
     batch_size: int = 16
     laplace: LaplaceConfig = dataclasses.field(default_factory=LaplaceConfig)
 
@@ -113,6 +115,7 @@ def run_seed(config: DemoConfig, seed: int, out: Path, *, command: str, progress
         rank=config.rank,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
         batch_size=config.batch_size,
         seed=seed,
         progress=progress,

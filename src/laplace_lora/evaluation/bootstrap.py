@@ -113,7 +113,9 @@ def _paired(after: ArrayLike, before: ArrayLike, ndim: int) -> tuple[FloatArray,
     """
     new, old = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
     if new.shape != old.shape or new.ndim != ndim or new.size == 0:
-        raise LaplaceLoRAError(f"scores of shapes {new.shape} and {old.shape} cannot be paired; score the same examples.")
+        raise LaplaceLoRAError(
+            f"scores of shapes {new.shape} and {old.shape} cannot be paired; score the same examples."
+        )
     if not (np.isfinite(new).all() and np.isfinite(old).all()):
         raise LaplaceLoRAError(
             "a score is not finite (a label was given probability zero?), so no interval exists; "

@@ -133,7 +133,7 @@ def _example_sections(predictions: Predictions) -> str:
     sections = (
         (
             "Most uncertain",
-            f"Where the posterior doubts the adapter most (by {by}): the sentences to label next, or to hand to a person.",
+            f"Where the posterior doubts the adapter most (by {by}): what to label next, or to hand to a person.",
             most_uncertain(predictions, _EXAMPLES_SHOWN),
         ),
         (
@@ -169,7 +169,9 @@ def _section(heading: str, note: str, shown: Sequence[Shown]) -> str:
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f"<h2>{heading}</h2>\n<p class='note'>{escape(note)} Probabilities are those of the predicted class.</p>\n"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n' + "\n".join(lines) + "\n</tbody></table></div>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n'
+        + "\n".join(lines)
+        + "\n</tbody></table></div>"
     )
 
 

@@ -56,7 +56,9 @@ def rows(comparison: Comparison) -> list[Row]:
             difference = f"{interval.estimate:+.3f}  [{interval.low:+.3f}, {interval.high:+.3f}]"
             if interval.below_zero or interval.above_zero:
                 outcome = "better" if interval.below_zero == less_is_better else "worse"
-        better = {True: "lower is better", False: "higher is better", None: "what chance alone would give"}[less_is_better]
+        better = {True: "lower is better", False: "higher is better", None: "what chance alone would give"}[
+            less_is_better
+        ]
         lines.append(Row(name, f"{before:.3f}", f"{after:.3f}", difference, outcome, better))
     return lines
 

@@ -26,7 +26,8 @@ def verdict(comparison: Comparison) -> str:
     )
     numbers = f"{losses}, {gaps}, and accuracy {_accuracy(comparison)}."
     if nll.above_zero:
-        return f"Laplace made the predictions worse here: {numbers} Keep the plain model, or tune the prior on held-out data."
+        remedy = "Keep the plain model, or tune the prior on held-out data."
+        return f"Laplace made the predictions worse here: {numbers} {remedy}"
     if not nll.below_zero:
         return f"Laplace made no clear difference here: {numbers}"
     if after.ece <= NEAR_FLOOR * after.ece_floor:

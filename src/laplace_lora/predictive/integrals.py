@@ -10,8 +10,9 @@ from laplace_lora.predictive.joint import joint_integrals
 from laplace_lora.predictive.logistic_normal import logistic_normal
 from laplace_lora.predictive.sequential import class_integrals
 
-# Examples are taken together until the covariances of their differences fill this many elements.
-_CHUNK = 2**20
+# Examples are taken together until their temporary tensors (the covariances of all differences; for three classes
+# the nodes) have this many elements.
+_CHUNK = 2**18
 # Up to so many classes, one rule per class is the more accurate for its cost; beyond, one for all, with more nodes.
 _MOST_CLASSES_ONE_BY_ONE = 12
 _JOINT_NODES_PER_POINT = 16
@@ -52,7 +53,7 @@ def expected_softmax(mean: Tensor, covariance: Tensor, points: int = 4096) -> tu
     if classes > _MOST_CLASSES_ONE_BY_ONE:
         probabilities, entropies = joint_integrals(mean, covariance, points * _JOINT_NODES_PER_POINT)
     else:
-        rows = max(1, _CHUNK // classes**3)
+        rows = max(1, _CHUNK // (classes * max(classes**2, 4 * _TANH_SINH_NODES)))
         pairs = zip(mean.split(rows), covariance.split(rows), strict=True)
         terms = [_class_terms(*pair, points) for pair in pairs]
         probabilities, entropies = (torch.cat(list(parts)) for parts in zip(*terms, strict=True))

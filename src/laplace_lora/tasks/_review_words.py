@@ -49,7 +49,9 @@ def _nouns(**by_kind: str) -> tuple[Noun, ...]:
         The nouns, in the order given.
     """
     return tuple(
-        Noun(word.rstrip("+"), kind, word.endswith("+")) for kind, words in by_kind.items() for word in words.split(", ")
+        Noun(word.rstrip("+"), kind, word.endswith("+"))
+        for kind, words in by_kind.items()
+        for word in words.split(", ")
     )
 
 
@@ -58,7 +60,8 @@ DOMAINS: tuple[Domain, ...] = (
         "the film",
         "watch it again",
         _nouns(
-            story="plot, ending, dialogue, opening scene, final hour, love story, soundtrack, script, camera work, jokes+",
+            story="plot, ending, dialogue, opening scene, final hour, love story, soundtrack, script, camera work, "
+            "jokes+",
             person="lead actor, villain, young heroine, narrator",
         ),
         ("on a rainy Sunday", "at the late screening", "with my sister", "on the big screen", "the second time round"),
@@ -102,7 +105,13 @@ DOMAINS: tuple[Domain, ...] = (
             process="check-in, airport shuttle",
             price="room rate",
         ),
-        ("in the middle of July", "during our weekend there", "on the first night", "off season", "after a long flight"),
+        (
+            "in the middle of July",
+            "during our weekend there",
+            "on the first night",
+            "off season",
+            "after a long flight",
+        ),
         (
             "We stayed for three nights in May.",
             "The hotel is ten minutes from the harbour.",
@@ -116,7 +125,8 @@ DOMAINS: tuple[Domain, ...] = (
         "the book",
         "read it again",
         _nouns(
-            story="first chapter, last chapter, main character's journey, humour, writing, twist, middle part, translation, poems+",
+            story="first chapter, last chapter, main character's journey, humour, writing, twist, middle part, "
+            "translation, poems+",
             thing="cover, binding",
             person="detective, author",
         ),
@@ -138,7 +148,13 @@ DOMAINS: tuple[Domain, ...] = (
             process="set-up, software update, repair",
             price="asking price",
         ),
-        ("after three months of use", "in bright sunlight", "on a long trip", "out of the box", "after the last update"),
+        (
+            "after three months of use",
+            "in bright sunlight",
+            "on a long trip",
+            "out of the box",
+            "after the last update",
+        ),
         (
             "It arrived with a cable and a short manual.",
             "I use it mostly for calls and maps.",
@@ -216,7 +232,13 @@ DOMAINS: tuple[Domain, ...] = (
             food="sandwiches+",
             price="fare",
         ),
-        ("on the way to Vienna", "in the early morning", "on the overnight leg", "just before Christmas", "in second class"),
+        (
+            "on the way to Vienna",
+            "in the early morning",
+            "on the overnight leg",
+            "just before Christmas",
+            "in second class",
+        ),
         (
             "The train leaves at nine from platform four.",
             "We changed once, at the border.",
@@ -256,7 +278,13 @@ DOMAINS: tuple[Domain, ...] = (
             food="cake in the café",
             price="entrance fee",
         ),
-        ("on a crowded Sunday", "with two small children", "during the half-term week", "late in the day", "last month"),
+        (
+            "on a crowded Sunday",
+            "with two small children",
+            "during the half-term week",
+            "late in the day",
+            "last month",
+        ),
         (
             "Most of the paintings date from the last century.",
             "The tour starts every hour at the main door.",
@@ -275,7 +303,13 @@ DOMAINS: tuple[Domain, ...] = (
             person="courier, person on the hotline",
             price="shipping costs+, discount",
         ),
-        ("for a last-minute gift", "in the summer sale", "on my third order", "for the second time", "during the holidays"),
+        (
+            "for a last-minute gift",
+            "in the summer sale",
+            "on my third order",
+            "for the second time",
+            "during the holidays",
+        ),
         (
             "The parcel came on Thursday in a brown box.",
             "I ordered two sizes and kept one.",
@@ -336,8 +370,8 @@ ADJECTIVES: dict[str, tuple[tuple[str, float], ...]] = {
             inspiring 2.0, well paced 1.5, tedious -1.9, predictable -0.9, confusing -1.3, shallow -1.5, dull -1.8,
             pretentious -1.5, incoherent -2.0, forgettable -1.4, pointless -2.1, slow -0.4, dark 0.0, long -0.2,
             sentimental -0.2, intense 0.5, quirky 0.5, ambitious 0.7, loud -0.3, experimental 0.1, short -0.1""",
-        "process": """quick 1.5, smooth 1.7, prompt 1.6, efficient 1.7, effortless 1.9, painless 1.6, well organised 1.7,
-            slow -1.3, chaotic -1.9, frustrating -2.0, confusing -1.4, disorganised -1.8, exhausting -1.5,
+        "process": """quick 1.5, smooth 1.7, prompt 1.6, efficient 1.7, effortless 1.9, painless 1.6,
+            well organised 1.7, slow -1.3, chaotic -1.9, frustrating -2.0, confusing -1.4, disorganised -1.8, exhausting -1.5,
             infuriating -2.4, complicated -1.0, formal 0.0, long -0.6, thorough 0.9, automatic 0.1, impersonal -0.7""",
         "price": """fair 1.3, reasonable 1.4, generous 1.4, very low 0.8, modest 0.5, steep -1.1, high -0.8,
             outrageous -2.3, too much -1.6, a bargain 1.9, the usual 0.0, hard to justify -1.3""",
@@ -350,7 +384,9 @@ ADJECTIVES["price"] = ADJECTIVES["price"][len(GENERAL) :] + _valences(
 
 #: Words before an adjective and the factor on its valence.
 INTENSIFIERS = _valences("really 1.2, truly 1.25, remarkably 1.25, very 1.2, so 1.15, incredibly 1.35, extremely 1.35")
-DOWNTONERS = _valences("fairly 0.75, rather 0.85, somewhat 0.55, more or less 0.6, almost 0.6, sort of 0.5, mostly 0.75")
+DOWNTONERS = _valences(
+    "fairly 0.75, rather 0.85, somewhat 0.55, more or less 0.6, almost 0.6, sort of 0.5, mostly 0.75"
+)
 
 #: Hedges before a whole clause and the factor on its score.
 HEDGES = _valences(

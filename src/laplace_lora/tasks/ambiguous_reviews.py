@@ -32,9 +32,9 @@ from laplace_lora.tasks import _review_words as words
 LABEL_NAMES = ("negative", "positive")
 
 #: Probability that an annotator ticks the wrong box, whatever the sentence says.
-SLIP = 0.03
-#: How fast agreement grows with the score: at 4, four people in five agree on "acceptable" and nearly all on "great".
-SHARPNESS = 4.0
+SLIP = 0.06
+#: How fast agreement grows with the score: at 3, five people in six agree on "fine" and nearly all on "great".
+SHARPNESS = 3.0
 NEGATION = -0.8
 DOUBLE_NEGATIVE = -0.45
 CONCESSION = 0.45
