@@ -115,13 +115,15 @@ def at(items, wanted):
 
 def test_a_negated_word():
     good = at(words.ADJECTIVES["food"], "delicious")
-    text, score = task._clause(Scripted(good, 0.01, 0.0), NOUN)
+    text, score = task._clause(Scripted(good, 0.05, 0.0), NOUN)
     assert text == "the soup was not delicious"
     assert score == task.NEGATION * dict(words.ADJECTIVES["food"])["delicious"]
     bad = at(words.ADJECTIVES["food"], "inedible")
-    text, score = task._clause(Scripted(bad, 0.01, 0.0), PLURAL)
+    text, score = task._clause(Scripted(bad, 0.05, 0.0), PLURAL)
     assert text == "the noodles were not inedible"
     assert score == task.DOUBLE_NEGATIVE * dict(words.ADJECTIVES["food"])["inedible"] > 0
+    text, score = task._clause(Scripted(good, 0.01), NOUN)
+    assert (text, score) == ("the soup was anything but delicious", -dict(words.ADJECTIVES["food"])["delicious"])
 
 
 def test_a_plain_word_counts_its_valence():
