@@ -16,6 +16,7 @@ from common import MODELS, interleaved, paired_ratio, random_batch, write_result
 from torch import Tensor, nn
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
+from laplace_lora.curvature import KroneckerCurvature, fit_curvature
 from laplace_lora.likelihoods import contrast_basis
 
 
@@ -73,14 +74,8 @@ def measure(name: str, classes: int, repeats: int) -> dict[str, Any]:
 
 def fold_only(la: LaplaceLoRA, batch: dict[str, Tensor]) -> None:
     """Fit's share per batch: everything but the decomposition at the end, which is once per data set."""
-    from laplace_lora.curvature import CURVATURES, fit_posterior
-
-    class Undecomposed(CURVATURES["kron"]):  # type: ignore[misc,name-defined]
-        def finalise(self, examples: int) -> Any:
-            return None
-
-    curvature = Undecomposed(la._shapes, la.config)
-    fit_posterior(la.model, la._adapter.sites, curvature, la.config, la.readout, la._likelihood, [batch])
+    curvature = KroneckerCurvature(la._shapes, la.config)
+    fit_curvature(la.model, la._adapter.sites, curvature, la.config, la.readout, la._likelihood, [batch])
 
 
 def evidence_share(name: str, classes: int, batches: int) -> dict[str, Any]:

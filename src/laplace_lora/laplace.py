@@ -352,7 +352,8 @@ class LaplaceLoRA:
         self._tuned_by = "evidence"
         if self._check is not None:
             fit = priors.training_fit(posterior, self._precision, self._check)
-            predictive = Predictive.from_gaussian(fit.mean, fit.covariance, self.config.predictive, CHECK_POINTS)
+            points = max(CHECK_POINTS, 8 * fit.mean.shape[-1])
+            predictive = Predictive.from_gaussian(fit.mean, fit.covariance, self.config.predictive, points)
             gamma = float(posterior.effective_parameters(self._precision).sum())
             warning = priors.training_warning(predictive, fit.labels, self._check.total, gamma)
             if warning:
