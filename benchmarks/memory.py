@@ -27,8 +27,6 @@ def resident_bytes() -> int:
 
 def run_step(name: str, classes: int, step: str) -> None:
     """Do one step in this process and print its peak in bytes, and the stored posterior's size."""
-    import torch
-
     from laplace_lora import LaplaceConfig, LaplaceLoRA
 
     model = MODELS[name](classes)
@@ -51,7 +49,6 @@ def run_step(name: str, classes: int, step: str) -> None:
         la = LaplaceLoRA(model, LaplaceConfig(progress=False, fisher=fisher, train_check_bytes=0)).fit([batch])
         stored = la.posterior.nbytes
     print(high_water_mark() - before, stored, rows)
-    assert torch.isfinite(torch.tensor(float(before)))
 
 
 def high_water_mark() -> int:
@@ -71,6 +68,7 @@ def main() -> None:
     """Run every step three times in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "CLASSES", "STEP"), help=argparse.SUPPRESS)
+    parser.add_argument("--classes", nargs="+", type=int, default=[2, 4], help="numbers of classes (default: 2 4)")
     options = parser.parse_args()
     if options.one:
         run_step(options.one[0], int(options.one[1]), options.one[2])
@@ -78,7 +76,7 @@ def main() -> None:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     results = []
     for name in MODELS:
-        for classes in (2, 4):
+        for classes in options.classes:
             row: dict[str, object] = {"model": name, "classes": classes, "batch": [8, 96]}
             for step in STEPS:
                 command = [sys.executable, __file__, "--one", name, str(classes), step]

@@ -1,13 +1,11 @@
 """Time fit and predict in units of the model's own passes.
 
-Bars: predict at most 1.08 x (1 forward + (K-1) backward to the LoRA weights), q and v adapted, dropout 0;
-evidence tuning below 1 % of fit. Fit is reported beside a LoRA training step without the optimizer.
+The bar: predict at most 1.08 x (1 forward + (K-1) backward to the LoRA weights), q and v adapted, dropout 0. Fit is
+reported beside a LoRA training step without the optimizer.
 """
 
 import argparse
 import statistics
-import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -78,40 +76,13 @@ def fold_only(la: LaplaceLoRA, batch: dict[str, Tensor]) -> None:
     fit_curvature(la.model, la._adapter.sites, curvature, la.config, la.readout, la._likelihood, [batch])
 
 
-def evidence_share(name: str, classes: int, batches: int) -> dict[str, Any]:
-    """Time evidence tuning beside a whole fit."""
-    model = MODELS[name](classes)
-    data = [random_batch(model, classes, seed=seed) for seed in range(batches)]
-    la = LaplaceLoRA(model, LaplaceConfig(progress=False))
-    start = time.perf_counter()
-    la.fit(data)
-    fit_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # random labels: the check rightly speaks up
-        la.tune_prior("evidence")
-    tune_seconds = time.perf_counter() - start
-    return {
-        "model": name,
-        "classes": classes,
-        "examples": 8 * batches,
-        "fit_seconds": fit_seconds,
-        "evidence_seconds": tune_seconds,
-        "evidence_over_fit": tune_seconds / fit_seconds,
-    }
-
-
 def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="interleaved repeats, at least 11 (default: 15)")
-    parser.add_argument("--batches", type=int, default=40, help="batches of 8 in the evidence fit (default: 40)")
     options = parser.parse_args()
-    results = {
-        "passes": [measure(name, classes, options.repeats) for name in MODELS for classes in (2, 4)],
-        "evidence": [evidence_share("minilm", classes, options.batches) for classes in (2, 4)],
-    }
-    write_results("passes", results)
+    results = [measure(name, classes, options.repeats) for name in MODELS for classes in (2, 4)]
+    write_results("passes", {"passes": results})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from laplace_lora.jacobians import SiteGradient
 
-# Enough to tell an accuracy from one a tenth lower, and few enough to cost nothing beside the fit.
-MOST_EXAMPLES = 128
+# Enough to see an NLL rise by a tenth of a nat, and few enough to cost less than a hundredth of the fit.
+MOST_EXAMPLES = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Kept:
 
 
 class TrainCheck:
-    """Keeps the examples of smallest digest, as many as fit a byte budget, 128 at the most.
+    """Keeps the examples of smallest digest, as many as fit a byte budget, 40 at the most.
 
     Which examples are kept follows from their contents alone, not from batch size or order.
     """
