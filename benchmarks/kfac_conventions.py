@@ -155,12 +155,11 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="training and test examples each (default: 100)")
     parser.add_argument("--deltas", type=float, nargs="+", default=[1.0, 10.0], help="(default: 1 10)")
     options = parser.parse_args()
-    results = [
-        measure(task, epochs, options.data_dir, options.examples, options.deltas)
-        for task in options.tasks
-        for epochs in options.epochs
-    ]
-    write_results("kfac_conventions", results)
+    results = []
+    for task in options.tasks:
+        for epochs in options.epochs:
+            results.append(measure(task, epochs, options.data_dir, options.examples, options.deltas))
+            write_results("kfac_conventions", results)  # what is done stays, should the rest be cut short
 
 
 def _read(path: Path) -> Rows:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import write_results
+from common import RESULTS, write_results
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.demo.encoder import encoder_folder
@@ -70,11 +70,17 @@ def main() -> None:
     parser.add_argument("--structures", nargs="+", default=["kron"], help="(default: kron)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     options = parser.parse_args()
-    results = []
+    # What an earlier, interrupted run finished is kept.
+    done = RESULTS / "sst2.json"
+    results = json.loads(done.read_text())["results"] if done.exists() else []
+    have = {(result["setting"], result["seed"]) for result in results}
     for name in SETTINGS:
         for seed in options.seeds:
-            results.append(measure(name, options.data_dir, options.validation, options.test, seed, options.structures))
-            write_results("sst2", results)  # what is done stays, should the rest be cut short
+            if (name, seed) not in have:
+                results.append(
+                    measure(name, options.data_dir, options.validation, options.test, seed, options.structures)
+                )
+                write_results("sst2", results)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
