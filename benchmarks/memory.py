@@ -68,6 +68,7 @@ def main() -> None:
     """Run every step three times in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "CLASSES", "STEP"), help=argparse.SUPPRESS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="(default: all)")
     parser.add_argument("--classes", nargs="+", type=int, default=[2, 4], help="numbers of classes (default: 2 4)")
     options = parser.parse_args()
     if options.one:
@@ -75,7 +76,7 @@ def main() -> None:
         return
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     results = []
-    for name in MODELS:
+    for name in options.models:
         for classes in options.classes:
             row: dict[str, object] = {"model": name, "classes": classes, "batch": [8, 96]}
             for step in STEPS:
