@@ -68,37 +68,28 @@ class EigenPosterior(Posterior):
 
 
 class _EigenAccumulator(CovarianceAccumulator):
-    """Keeps the rotated Jacobians: 4 B M P bytes for B examples, M rows and P weights in float32."""
+    """Keeps the Jacobians: 4 B M P bytes for B examples, M rows and P weights in float32."""
 
     def __init__(self, posterior: EigenPosterior, precision: Tensor, scales: Tensor | None) -> None:
         self.posterior = posterior
         self.precision = posterior.matrix_precisions(precision)
         self.scales = torch.ones(1, dtype=torch.float64) if scales is None else scales
         self._rows: dict[int, list[Tensor]] = {}
-        self._root_weights: dict[int, Tensor] = {}
 
     def add(self, index: int, row: int, jacobian: Tensor) -> None:
-        rotated = self.posterior.rotate(index, jacobian)
-        if len(self.scales) == 1:
-            if index not in self._root_weights:
-                self._root_weights[index] = self._weights(index, float(self.scales[0])).sqrt().to(rotated.dtype)
-            rotated = rotated * self._root_weights[index]
         rows = self._rows.setdefault(index, [])
         assert row == len(rows), "rows come in order"
-        rows.append(rotated)
+        rows.append(jacobian)
 
     def covariance(self) -> Tensor:
         first = next(iter(self._rows.values()))
         size, count = first[0].shape[0], len(first)
         total = torch.zeros(len(self.scales), size, count, count, dtype=torch.float64, device=first[0].device)
         for index, rows in self._rows.items():
-            stacked = torch.stack(rows, dim=1).flatten(start_dim=2)
+            # All rows at once: a matrix's eigenvectors are read once, and there are fewer, larger products.
+            rotated = self.posterior.rotate(index, torch.cat(rows)).unflatten(0, (count, size))
             for s, scale in enumerate(self.scales.tolist()):
-                weighted = stacked
-                if len(self.scales) > 1:
-                    weighted = stacked * self._weights(index, scale).sqrt().to(stacked.dtype).flatten()
-                total[s] += torch.bmm(weighted, weighted.transpose(1, 2)).to(total)
+                weights = (self.posterior.eigenvalues[index] + scale * self.precision[index]).rsqrt()
+                weighted = (rotated * weights.to(rotated.dtype)).flatten(start_dim=2)
+                total[s] += torch.einsum("mbp,nbp->bmn", weighted, weighted).to(total)
         return total
-
-    def _weights(self, index: int, scale: float) -> Tensor:
-        return 1.0 / (self.posterior.eigenvalues[index] + scale * self.precision[index])

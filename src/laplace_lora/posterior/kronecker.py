@@ -55,12 +55,12 @@ class KroneckerPosterior(EigenPosterior):
     def rotate(self, index: int, matrices: Tensor) -> Tensor:
         """Return U^T J V."""
         left, right = self.left[index][1].to(matrices.dtype), self.right[index][1].to(matrices.dtype)
-        return torch.matmul(left.transpose(0, 1), torch.matmul(matrices, right))
+        return _between(left.transpose(0, 1), matrices, right)
 
     def rotate_back(self, index: int, matrices: Tensor) -> Tensor:
         """Return U E V^T."""
         left, right = self.left[index][1].to(matrices.dtype), self.right[index][1].to(matrices.dtype)
-        return torch.matmul(left, torch.matmul(matrices, right.transpose(0, 1)))
+        return _between(left, matrices, right.transpose(0, 1))
 
     def tensors(self) -> dict[str, Tensor]:
         """See :meth:`Posterior.tensors`."""
@@ -82,6 +82,16 @@ class KroneckerPosterior(EigenPosterior):
             for side in ("left", "right")
         }
         return cls(shapes, sides["left"], sides["right"])
+
+
+def _between(left: Tensor, matrices: Tensor, right: Tensor) -> Tensor:
+    """Return left M right for a stack of matrices M, (B, out, in)."""
+    if matrices.shape[1] > matrices.shape[2]:
+        swapped = _between(right.transpose(0, 1), matrices.transpose(1, 2), left.transpose(0, 1))
+        return swapped.transpose(1, 2)
+    # The long side first and on the right, where the whole stack is one product of two flat matrices: one per
+    # example, which is what a product on the left comes to, is several times slower.
+    return left @ (matrices.reshape(-1, matrices.shape[2]) @ right).view_as(matrices)
 
 
 def _decompose(factor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

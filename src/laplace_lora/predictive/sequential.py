@@ -39,7 +39,7 @@ _SOBOL_SEED = 0
 # Of the distribution whose distribution function the sigmoid is.
 _LOGISTIC_VARIANCE = math.pi**2 / 3.0
 # Largest number of elements of one temporary tensor; small, so that temporaries stay in the processor's cache.
-_CHUNK = 2**15
+_CHUNK = 2**16
 
 
 def class_integrals(mean: Tensor, covariance: Tensor, points: int) -> tuple[Tensor, Tensor]:
