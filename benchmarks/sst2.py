@@ -52,7 +52,9 @@ def measure(name: str, data: Path, validation: int, test: int, seed: int, struct
                 else:
                     la.tune_prior("validation", batches(validation_rows, tokenizer, 32))
             predictive = la.predict_dataset(batches(test_rows, tokenizer, 32)).numpy()
-            comparison = compare(predictive["map_probabilities"], predictive["probabilities"], labels)
+            comparison = compare(
+                {"map": predictive["map_probabilities"], "laplace": predictive["probabilities"]}, labels
+            )
             result[f"{structure}, {tuner}"] = {
                 **comparison.to_dict(),
                 "prior_precision": la.prior_precision,

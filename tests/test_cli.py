@@ -60,7 +60,9 @@ def _result(seed: int, train_accuracy: float, ece_is_low: bool) -> SeedResult:
     truth = np.stack([1 - truth, truth], axis=1)
     labels = (generator.random(400) < truth[:, 1]).astype(int)
     sure = np.where(truth > 0.5, 0.99, 0.01)
-    return SeedResult(seed, train_accuracy, compare(sure, truth if ece_is_low else sure, labels, truth), 1.0, {})
+    return SeedResult(
+        seed, train_accuracy, compare({"map": sure, "laplace": truth if ece_is_low else sure}, labels, truth), 1.0, {}
+    )
 
 
 def test_a_seed_that_misses_a_bar_is_shown(tmp_path: Path):

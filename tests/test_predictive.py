@@ -17,6 +17,7 @@ FIELDS = (
     "total_entropy",
     "aleatoric_entropy",
     "mutual_information",
+    "neglected_mass",
 )
 
 

@@ -272,7 +272,8 @@ def _change(before: float, after: float, difference: Any) -> str:
 
 
 def _scores(scores: Any) -> list[str]:
-    return [f"{scores[key]:.3f}" for key in ("accuracy", "nll", "ece", "ece_floor")]
+    # JSON holds null for a log loss that is infinite.
+    return ["∞" if scores[key] is None else f"{scores[key]:.3f}" for key in ("accuracy", "nll", "ece", "ece_floor")]
 
 
 def _ratio(value: Any) -> str:

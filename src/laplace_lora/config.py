@@ -7,11 +7,14 @@ from typing import Any, Literal, get_args
 from laplace_lora.errors import LaplaceLoRAError
 
 Structure = Literal["kron", "diag", "exact", "last_layer"]
-Fisher = Literal["exact", "rademacher", "mc"]
+Fisher = Literal["auto", "exact", "rademacher", "mc"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "module", "matrix"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit"]
+
+#: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
+MOST_CLASSES_EXACT_FISHER = 16
 
 _CHOICES = {
     "structure": Structure,
@@ -34,7 +37,8 @@ class LaplaceConfig:
             classification head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
-            label sampled from the model (one backward pass).
+            label sampled from the model (one backward pass). ``auto``: ``rademacher`` above 16 classes with
+            ``kron`` and ``diag``, else ``exact``.
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
             the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
@@ -56,7 +60,7 @@ class LaplaceConfig:
     """
 
     structure: Structure = "kron"
-    fisher: Fisher = "exact"
+    fisher: Fisher = "auto"
     kfac: KroneckerApproximation = "fitted"
     prior_precision: float | Mapping[str, float] = 1.0
     prior_groups: PriorGroups = "global"
@@ -97,6 +101,20 @@ class LaplaceConfig:
         for name, least in (("integration_points", 64), ("memory_limit_bytes", 0), ("train_check_bytes", 0)):
             if getattr(self, name) < least:
                 raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
+
+    def fisher_for(self, classes: int) -> Fisher:
+        """Say which rows make up the GGN.
+
+        Args:
+            classes: K.
+
+        Returns:
+            ``fisher``, or what ``auto`` comes to.
+        """
+        if self.fisher != "auto":
+            return self.fisher
+        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "diag")
+        return "rademacher" if one_pass else "exact"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values.

@@ -27,3 +27,15 @@ class PosteriorFileError(LaplaceLoRAError):
 
 class MissingExtraError(LaplaceLoRAError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class AdapterFileError(LaplaceLoRAError):
+    """An adapter, base model or tokenizer that cannot be loaded, or that do not belong together."""
+
+
+class DataFileError(LaplaceLoRAError):
+    """A data file, or one of its rows (named by file and line), that cannot be used."""
+
+
+class OutputError(LaplaceLoRAError):
+    """A folder or file that cannot be written; nothing was left half-written."""

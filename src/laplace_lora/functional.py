@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from laplace_lora.finite import require_finite
 from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient
 from laplace_lora.likelihoods import Likelihood
 from laplace_lora.posterior import CovarianceAccumulator
@@ -20,6 +21,7 @@ def functional_covariances(
     likelihood: Likelihood,
     accumulator: Callable[[], CovarianceAccumulator],
     description: str | None,
+    top_k: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Run the model over a loader and yield the linearised model's Gaussian logits, batch by batch.
 
@@ -31,19 +33,25 @@ def functional_covariances(
         likelihood: Says which contrasts of the logits matter.
         accumulator: Makes an empty accumulator of the posterior, for S scales of the prior.
         description: Label of the progress bar; None for no bar.
+        top_k: Let only so many logits of every example vary, the largest ones; all if not given.
 
     Yields:
-        Logits (B, K); covariances C (J P^-1 J^T) C^T (S, B, K, K), J the Jacobian of the contrasts C; and
-        labels, or None.
+        Logits (B, K); covariances C (J P^-1 J^T) C^T (S, B, K, K), J the Jacobian of the contrasts C (or (S, B, k, k)
+        of the k largest logits, the largest first); and labels, or None.
     """
     with jacobians as runner:
         device = next(runner.model.parameters()).device
         for batch in tqdm(loader, desc=description, unit="batch", disable=description is None):
             inputs, labels = split_labels(batch, device)
             logits = runner.forward(inputs)
-            contrasts = likelihood.contrasts(logits.shape[-1]).to(logits.device)
+            require_finite(logits, runner.model, partial(runner.run, inputs))
+            contrasts = likelihood.contrasts(top_k or logits.shape[-1]).to(logits.device)
+            cotangents = contrasts.expand(len(logits), -1, -1)
+            if top_k is not None:
+                index = logits.topk(top_k, dim=-1).indices[:, :, None].expand_as(cotangents)
+                cotangents = contrasts.new_zeros(*logits.shape, top_k - 1).scatter(1, index, cotangents)
             collected = accumulator()
-            runner.rows(contrasts.expand(len(logits), -1, -1), partial(_collect, collected))
+            runner.rows(cotangents, partial(_collect, collected))
             yield logits.detach(), contrasts @ collected.covariance() @ contrasts.T, labels
 
 

@@ -103,7 +103,7 @@ class JacobianPass:
         """
         self.model = model
         self.sites = sites
-        self._forward = forward
+        self.run = forward
         self._probes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._mask: Tensor | None = None
         self._batch_size = 0
@@ -138,7 +138,7 @@ class JacobianPass:
         self._mask, self._batch_size = real_tokens(batch)
         self._ran = dict.fromkeys(range(len(self.sites)), 0)
         with torch.inference_mode(False), torch.enable_grad():
-            self._logits = self._forward(batch)
+            self._logits = self.run(batch)
         for index, count in self._ran.items():
             if count != 1:
                 raise UnsupportedAdapterError(
@@ -244,7 +244,7 @@ class HeadPass:
             )
         self.model = model
         self.sites = sites
-        self._forward = forward
+        self.run = forward
         self._captured: list[tuple[Tensor, Tensor]] = []
         self._features: Tensor | None = None
 
@@ -275,7 +275,7 @@ class HeadPass:
         self._captured.clear()
         mask, batch_size = real_tokens(batch)
         with torch.no_grad():
-            logits = self._forward(batch)
+            logits = self.run(batch)
         site = self.sites[0]
         if len(self._captured) != 1:
             raise UnsupportedAdapterError(

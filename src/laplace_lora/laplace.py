@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from laplace_lora import prior as priors
-from laplace_lora.adapters import AdapterSites, discover_sites, fingerprint, perturbed_state_dict
+from laplace_lora.adapters import discover_sites, fingerprint, perturbed_state_dict
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError, UnsupportedInputError
@@ -23,6 +23,7 @@ from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import (
     InputFormat,
     SavedState,
+    describe,
     read_description,
     read_tensors,
     resolve_directory,
@@ -30,13 +31,15 @@ from laplace_lora.persistence import (
 )
 from laplace_lora.posterior import Posterior
 from laplace_lora.predictive import Predictive
-from laplace_lora.readouts import ClassLogits, Readout
-from laplace_lora.structures import STRUCTURES
+from laplace_lora.readouts import ClassLogits, Readout, label_names_of, split_labels
+from laplace_lora.structures import STRUCTURES, choose_sites
 
 Batch = Mapping[str, Any]
 
 # Points of the integral where only a mean over examples is wanted: errors of 1e-3 per example do not matter.
 CHECK_POINTS = 512
+# Among the saved tensors, beside the posterior's own.
+_TRAINING_INPUTS = "training_inputs"
 
 
 class LaplaceLoRA:
@@ -71,11 +74,14 @@ class LaplaceLoRA:
         self.model = model
         self.config = config or LaplaceConfig()
         self.readout = readout or ClassLogits()
-        self.input_format = input_format or InputFormat(label_names=_label_names(model))
+        self.input_format = input_format or InputFormat(label_names=label_names_of(model))
         self.readout.check_model(model)
         self._structure = STRUCTURES[self.config.structure]
-        self._adapter = _choose_sites(discover_sites(model, self.config.include_modules_to_save), self.config)
-        self._shapes = tuple(MatrixShape(s.name, s.module, s.out_features, s.in_features) for s in self._adapter.sites)
+        self._adapter = choose_sites(discover_sites(model, self.config.include_modules_to_save), self.config)
+        self._shapes = tuple(
+            MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
+            for site in self._adapter.sites
+        )
         self._likelihood: Likelihood = (
             Categorical() if self.config.likelihood == "categorical" else Gaussian(self.config.noise_variance)
         )
@@ -171,29 +177,48 @@ class LaplaceLoRA:
             )
         return self
 
-    def predict(self, batch: Batch) -> Predictive:
+    def predict(self, batch: Batch, top_k: int | None = None) -> Predictive:
         """Predict one batch; labels in it are ignored.
 
         Costs one forward pass and K-1 backward passes, none of them with ``last_layer``.
 
         Args:
             batch: Names to tensors, as for ``fit``.
+            top_k: Vary only the logits of the trained adapter's k likeliest classes: k-1 backward passes. The
+                others keep their probabilities, whose sum is the result's ``neglected_mass``.
 
         Returns:
             Probabilities and their uncertainty, float64, on the model's device.
         """
-        return self._predict([batch], hide_progress=True)
+        return self._predict([batch], top_k, hide_progress=True)
 
-    def predict_dataset(self, loader: Iterable[Batch]) -> Predictive:
+    def predict_dataset(self, loader: Iterable[Batch], top_k: int | None = None) -> Predictive:
         """Predict every batch of a loader.
 
         Args:
             loader: Batches as for ``predict``.
+            top_k: As for ``predict``.
 
         Returns:
             All examples in order.
         """
-        return self._predict(loader, hide_progress=not self.config.progress)
+        return self._predict(loader, top_k, hide_progress=not self.config.progress)
+
+    def seen_in_fit(self, batch: Batch) -> Tensor:
+        """Say which inputs of a batch were among the training data, on which nothing should be evaluated.
+
+        Args:
+            batch: Names to tensors, as for ``fit``.
+
+        Returns:
+            (B,) bool.
+
+        Raises:
+            NotFittedError: ``fit`` has not run.
+        """
+        if self._fit is None:
+            raise NotFittedError("the posterior is not fitted; call fit(loader) first.")
+        return self._fit.seen(split_labels(batch, torch.device("cpu"))[0])
 
     def log_marginal_likelihood(self) -> float:
         """Return the evidence log p(D) of the Laplace approximation at the prior in use.
@@ -233,30 +258,15 @@ class LaplaceLoRA:
         Returns:
             Several lines of text.
         """
-        weights = sum(shape.size for shape in self._shapes)
-        full = [site.name for site in self._adapter.sites if site.trained_in_full]
-        lines = [
-            f"Laplace posterior, structure {self.config.structure}, over {weights:,} weights in "
-            f"{len(self._shapes)} matrices of adapter {self._adapter.adapter!r}",
-            f"  trained in full, in the posterior: {', '.join(full) or 'none'}",
-            f"  held at their trained values: {', '.join(self._adapter.held_at_map) or 'none'}",
-        ]
-        if self._posterior is None or self._fit is None:
-            return "\n".join([*lines, "  not fitted"])
-        lines.append(
-            f"  fitted to {self._fit.examples:,} examples with {self._fit.classes} logits, Fisher "
-            f"{self.config.fisher}; {self._posterior.nbytes:,} bytes"
+        return describe(
+            self.config,
+            self._shapes,
+            self._adapter.held_at_map,
+            self._precision,
+            self._tuned_by,
+            self._fit,
+            self._posterior,
         )
-        if self._fit.log_likelihood is not None:
-            nll = -self._fit.log_likelihood / self._fit.examples
-            accuracy = "" if self._fit.accuracy is None else f", accuracy {self._fit.accuracy:.3f}"
-            lines.append(f"  trained adapter on those examples: NLL {nll:.4f} nats{accuracy}")
-        gamma = self._posterior.effective_parameters(self._precision)
-        how = f"tuned by {self._tuned_by}" if self._tuned_by else "as configured"
-        lines.append(f"  prior precision ({how}), effective parameters:")
-        for name, delta, value in zip(self._groups.names, self._precision.tolist(), gamma.tolist(), strict=True):
-            lines.append(f"    {name}: {delta:.4g}, {value:.1f}")
-        return "\n".join(lines)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write posterior_config.json and posterior.safetensors, whole or not at all.
@@ -281,7 +291,8 @@ class LaplaceLoRA:
             log_likelihood=fitted.log_likelihood,
             accuracy=fitted.accuracy,
         )
-        write_posterior(Path(directory), state.to_description(), posterior.tensors())
+        tensors = {**posterior.tensors(), _TRAINING_INPUTS: fitted.inputs}
+        write_posterior(Path(directory), state.to_description(), tensors)
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, directory: str | Path) -> "LaplaceLoRA":
@@ -305,12 +316,14 @@ class LaplaceLoRA:
         la = cls(model, state.config, READOUTS[state.readout](), state.input_format)
         state.check_model(fingerprint(model, la._adapter), la._shapes)
         device = next(model.parameters()).device
-        tensors = {name: tensor.to(device) for name, tensor in read_tensors(folder, document).items()}
+        tensors = read_tensors(folder, document)
+        inputs = tensors.pop(_TRAINING_INPUTS)
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         la._posterior = la._structure.posterior.from_tensors(la._shapes, tensors)
         la._posterior.assign_groups(la._groups.index)
         la._precision = torch.tensor(state.prior_precision, dtype=torch.float64)
         la._tuned_by = state.tuned_by
-        la._fit = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy)
+        la._fit = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs)
         return la
 
     def _labelled_fit(self) -> tuple[Posterior, float]:
@@ -323,7 +336,7 @@ class LaplaceLoRA:
         return priors.squared_norms([site.weights() for site in self._adapter.sites], self._groups.index)
 
     def _covariances(
-        self, loader: Iterable[Batch], scales: Tensor | None, description: str | None
+        self, loader: Iterable[Batch], scales: Tensor | None, description: str | None, top_k: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         posterior = self.posterior
         runner = jacobian_pass(
@@ -333,12 +346,19 @@ class LaplaceLoRA:
             last_layer=self._structure.last_layer,
         )
         accumulator = functools.partial(posterior.accumulator, self._precision, scales)
-        return functional_covariances(runner, loader, self._likelihood, accumulator, description)
+        return functional_covariances(runner, loader, self._likelihood, accumulator, description, top_k)
 
-    def _predict(self, loader: Iterable[Batch], hide_progress: bool) -> Predictive:
+    def _predict(self, loader: Iterable[Batch], top_k: int | None, hide_progress: bool) -> Predictive:
+        classes = self._fit.classes if self._fit is not None else 0
+        if top_k is not None and not (self._likelihood.shift_invariant and 2 <= top_k <= classes):
+            raise LaplaceLoRAError(f"top_k={top_k} is out of range; give a number from 2 to the {classes} classes.")
         parts = []
-        for logits, covariance, _ in self._covariances(loader, None, None if hide_progress else "predict"):
-            parts.append(self._predictive(logits, covariance[0]))
+        for logits, covariance, _ in self._covariances(loader, None, None if hide_progress else "predict", top_k):
+            if top_k is None:
+                parts.append(self._predictive(logits, covariance[0]))
+            else:
+                rule, points = self.config.predictive, self.config.integration_points
+                parts.append(Predictive.of_top_classes(logits, covariance[0], rule, points))
         return Predictive.concatenate(parts)
 
     def _predictive(self, mean: Tensor, covariance: Tensor) -> Predictive:
@@ -389,26 +409,3 @@ class LaplaceLoRA:
 
 
 READOUTS: dict[str, Callable[[], Readout]] = {ClassLogits.name: ClassLogits}
-
-
-def _choose_sites(adapter: AdapterSites, config: LaplaceConfig) -> AdapterSites:
-    """Keep all sites, or for ``last_layer`` the last fully trained one; the rest is held at MAP."""
-    if config.structure != "last_layer":
-        return adapter
-    full = [site for site in adapter.sites if site.trained_in_full]
-    if not full:
-        raise LaplaceLoRAError(
-            "structure='last_layer' needs a head trained in full (PEFT modules_to_save) in the posterior, and there is "
-            "none; use structure='kron', or include_modules_to_save=True."
-        )
-    held = tuple(site.name for site in adapter.sites if site is not full[-1])
-    return dataclasses.replace(adapter, sites=(full[-1],), held_at_map=(*adapter.held_at_map, *held))
-
-
-def _label_names(model: nn.Module) -> tuple[str, ...] | None:
-    """Read label names from the model's configuration, unless they are the default LABEL_0, LABEL_1, ..."""
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    if not isinstance(names, Mapping) or not names:
-        return None
-    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
-    return None if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered

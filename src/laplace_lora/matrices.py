@@ -19,12 +19,14 @@ class MatrixShape:
         module: Name of the adapted module it belongs to.
         out_features: Rows.
         in_features: Columns, a bias counted as one more.
+        trained_in_full: Whether it is a layer trained in full, not half of a LoRA pair.
     """
 
     name: str
     module: str
     out_features: int
     in_features: int
+    trained_in_full: bool = False
 
     @property
     def size(self) -> int:

@@ -91,6 +91,22 @@ class ClassLogits:
         return logits
 
 
+def label_names_of(model: nn.Module) -> tuple[str, ...] | None:
+    """Read the names of the classes from a model's configuration.
+
+    Args:
+        model: The PEFT model, or its base.
+
+    Returns:
+        Names in the order of the logits, or None if they are missing or the default LABEL_0, LABEL_1, ...
+    """
+    names = getattr(_config(model), "id2label", None)
+    if not isinstance(names, Mapping) or not names:
+        return None
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    return None if all(name == f"LABEL_{i}" for i, name in enumerate(ordered)) else ordered
+
+
 def is_causal(model: nn.Module) -> bool:
     """Say whether a model reads from left to right, so that padding on either side can be exact.
 

@@ -209,8 +209,9 @@ def test_logits_that_are_not_finite(value: float, structure: str) -> None:
     la = _unfitted(model, structure=structure)
     bias = next(p for name, p in model.named_parameters() if name.endswith("modules_to_save.default.bias"))
     bias.data[1] = value
-    remedy = "load the base in bfloat16)."
-    _refused(lambda: la.fit(batches(TRAIN, 3)), "not finite", remedy=remedy, kind=UnsupportedInputError)
+    name = "classifier.modules_to_save.default.bias"
+    remedy = "if it overflows."
+    _refused(lambda: la.fit(batches(TRAIN, 3)), "not finite", name, remedy=remedy, kind=UnsupportedInputError)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -1,4 +1,4 @@
-"""The report, the tables, the picture and the verdict."""
+"""The report, the picture, and the examples they show."""
 
 import builtins
 import dataclasses
@@ -8,35 +8,24 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from evaluation.made_up import example, sharpened
 from laplace_lora.errors import LaplaceLoRAError, MissingExtraError
-from laplace_lora.evaluation import Predictions, compare, score, terminal_table, verdict, write_picture, write_report
-from laplace_lora.evaluation.bootstrap import Interval
+from laplace_lora.evaluation import Predictions, compare, ood_scores, write_picture, write_report
 from laplace_lora.evaluation.examples import confidently_wrong, most_uncertain
 from laplace_lora.evaluation.report import render
-from laplace_lora.evaluation.tables import rows
+from laplace_lora.evaluation.selective import risk_coverage
+from laplace_lora.evaluation.svg import lowest_shown, round_ticks
+from laplace_lora.evaluation.svg_curves import histogram, risk_coverage_svg
+from laplace_lora.evaluation.verdict import verdict_parts
 
 TEXTS = ["<script>alert('x')</script> & \"friends\"", "fine", "so-so", "dreadful", "great", "odd"]
-
-
-def sharpened(probabilities, power):
-    values = probabilities**power
-    return values / values.sum(1, keepdims=True)
-
-
-def example(n=300, classes=2, seed=0):
-    """Truth is calibrated; MAP is the truth, sharpened."""
-    rng = np.random.default_rng(seed)
-    truth = rng.dirichlet(np.full(classes, 1.5), n)
-    labels = np.array([rng.choice(classes, p=row) for row in truth])
-    return sharpened(truth, 6.0), truth, labels
 
 
 def predictions(n=6, **changes):
     before, after, labels = example(n)
     fields = {
         "labels": labels,
-        "before": before,
-        "after": after,
+        "methods": {"map": before, "laplace": after},
         "label_names": ("negative", "positive"),
         "texts": TEXTS[:n],
         "truth": after,
@@ -45,18 +34,23 @@ def predictions(n=6, **changes):
     return Predictions(**{**fields, **changes})
 
 
+def compared(p, **settings):
+    return compare(p.methods, p.labels, p.truth, **{"resamples": 50, **settings})
+
+
 class Links(HTMLParser):
     """Collects everything that a browser would fetch or run, and checks that tags are closed."""
 
     def __init__(self):
         super().__init__()
-        self.fetched, self.scripts, self.open = [], 0, []
+        self.fetched, self.scripts, self.open, self.unlabelled = [], 0, [], 0
 
     def handle_starttag(self, tag, attrs):
         values = dict(attrs)
-        self.fetched += [values[name] for name in ("src", "href") if name in values]
-        self.scripts += tag == "script"
-        if tag not in {"meta", "line", "rect", "circle", "br", "link"}:
+        self.fetched += [values[name] for name in ("src", "href", "action", "poster") if name in values]
+        self.scripts += tag == "script" or any(name.startswith("on") for name in values)
+        self.unlabelled += tag == "svg" and not values.get("aria-label")
+        if tag not in {"meta", "br", "link", "img", "input"}:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -66,132 +60,202 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given():
-    p = predictions()
-    comparison = compare(p.before, p.after, p.labels, p.truth, resamples=100)
-    names = ("<b>no</b>", "yes")
-    page = render(comparison, dataclasses.replace(p, label_names=names), title="A & B", subtitle="<i>", footer="$x")
+def checked(page):
+    """Assert what holds for every page, and return its words."""
     reader = Links()
     reader.feed(page)
-    assert reader.fetched == []
-    assert reader.scripts == 0
-    assert reader.open == []
+    assert (reader.fetched, reader.scripts, reader.open, reader.unlabelled) == ([], 0, [], 0)
     assert "url(" not in page
     assert "@import" not in page
+    assert '="nan' not in page.lower()
+    words = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    assert not re.search(r"\b(nan|None)\b", words)
+    assert "$" not in words.replace("$x", "")
+    return words
+
+
+def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given():
+    evil = "<img src=x onerror=alert(1)>"
+    before, truth, labels = example(6)
+    methods = {"map": before, evil: truth}
+    p = Predictions(labels, methods, ("<b>no</b>", "yes"), TEXTS, truth, np.linspace(0.0, 0.5, 6))
+    page = render(
+        compared(p),
+        p,
+        title="A & B",
+        subtitle="<i>",
+        footer="$x",
+        out_of_distribution={evil: ood_scores(methods, methods, resamples=5)},
+        details=[(evil, evil), ("prior", {"a": 1.5})],
+    )
+    words = checked(page)
+    assert "<img" not in page
     assert "&lt;script&gt;alert" in page
     assert "A &amp; B" in page
-    assert "$x" in page
+    assert "$x" in words
     assert "<b>no</b>" not in page
-    assert page.count("<svg") == 2
+    # Reliability and histogram for each method, and one risk-coverage drawing for all.
+    assert page.count("<svg") == 5
 
 
 def test_write_report_leaves_one_readable_file(tmp_path):
     p = predictions()
-    comparison = compare(p.before, p.after, p.labels, p.truth, resamples=100)
-    path = write_report(tmp_path / "new" / "report.html", comparison, p)
+    comparison = compared(p)
+    path = write_report(tmp_path / "new" / "report.html", comparison, p, details=[("seconds", 1.5)])
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     assert path.stat().st_mode & 0o044 == 0o044
-    assert verdict(comparison).split(":")[0] in path.read_text(encoding="utf-8")
+    page = path.read_text(encoding="utf-8")
+    assert verdict_parts(comparison).headline in page
+    assert "seconds" in page
 
 
-@pytest.mark.parametrize("classes", [2, 3, 12])
-def test_any_number_of_classes_and_no_truth(classes):
-    before, after, labels = example(60, classes)
-    comparison = compare(before, after, labels, resamples=50)
-    page = render(comparison, Predictions(labels, before, after, [f"c{k}" for k in range(classes)]))
-    assert "KL divergence" not in page
-    assert "Most uncertain" not in page
-    assert "nan" not in re.sub(r"<[^>]*>", " ", page).lower().replace("name", "")
-    assert 'y="nan"' not in page
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+@pytest.mark.parametrize("classes", [1, 2, 150])
+def test_any_number_of_classes_and_methods_and_no_truth(classes, count):
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet(np.full(classes, 0.3), 60)
+    labels = np.array([rng.choice(classes, p=row) for row in truth])
+    methods = {"map": truth, **{f"m{i}": sharpened(truth, 1.0 + 0.1 * i) for i in range(1, count)}}
+    p = Predictions(labels, methods, [f"c{k}" for k in range(classes)])
+    page = render(compared(p), p)
+    words = checked(page)
+    assert "KL divergence" not in words
+    assert "Most uncertain" not in words
+    assert "Details" not in words
+    assert "inputs of another kind" not in words
+    assert ("Differences" in words) == (count > 1)
+    assert page.count("<svg") == 2 * count + 1
+    assert page.count("<polyline") == count
 
 
 def test_unknown_columns_are_left_out():
     p = predictions(truth=None, epistemic=None)
-    page = render(compare(p.before, p.after, p.labels, resamples=50), p)
-    assert "Most uncertain" in page
-    assert "True p" not in page
-    assert "Epistemic" not in page
+    words = checked(render(compared(p), p))
+    assert "True p" not in words
+    assert "Epistemic" not in words
+    assert "by the entropy of its probabilities" in words
+    p = predictions()
+    words = checked(render(compared(p), p))
+    assert "True p" in words
+    assert "Epistemic" in words
+    assert "mutual information" in words
 
 
-def test_compare_holds_the_scores_of_both():
-    before, truth, labels = example()
-    comparison = compare(before, truth, labels, truth, resamples=500)
-    assert comparison.before == score(before, labels, truth)
-    assert comparison.after == score(truth, labels, truth)
-    assert comparison.after.kl == 0.0
-    for name in ("nll", "brier", "ece", "accuracy", "kl"):
-        expected = getattr(comparison.after, name) - getattr(comparison.before, name)
-        assert comparison.difference[name].estimate == pytest.approx(expected)
-    document = comparison.to_dict()
-    assert document["n"] == 300
-    assert set(document["methods"]) == {"map", "laplace"}
-    assert {"accuracy", "nll", "ece", "brier"} <= set(document["methods"]["map"])
-    assert "kl" not in compare(before, truth, labels, resamples=50).to_dict()["methods"]["map"]
+def test_long_and_foreign_texts():
+    texts = ["日本語 мир", "w" * 5000, "x" * 400, "مرحبا", "a\nb", ""]
+    p = predictions(texts=texts)
+    page = render(compared(p), p)
+    checked(page)
+    assert "日本語 мир" in page
+    assert "4,600 more characters" in page
+    assert "w" * 401 not in page
+    assert "x" * 400 + "</td>" in page
 
 
-def comparison_like(nll, after_ece, before_confidence=0.95):
-    """A comparison whose numbers are set by hand."""
-    before, truth, labels = example(100)
-    base = compare(before, truth, labels, resamples=50)
-    return dataclasses.replace(
-        base,
-        before=dataclasses.replace(base.before, ece=0.2, ece_floor=0.02, accuracy=0.8, confidence=before_confidence),
-        after=dataclasses.replace(base.after, ece=after_ece, ece_floor=0.04, accuracy=0.8),
-        difference={**base.difference, "nll": nll},
+def test_few_examples_infinite_losses_and_undefined_figures_are_said_plainly():
+    certain = np.tile([1.0, 0.0], (6, 1))
+    p = predictions(methods={"map": certain, "laplace": np.tile([0.7, 0.3], (6, 1))}, labels=np.ones(6, int))
+    page = render(compared(p), p)
+    words = checked(page)
+    assert "6 test examples are too few to judge Laplace." in words
+    assert "too few for these intervals to be trusted" in words
+    assert "MAP gave 6 of 6 labels probability zero" in words
+    assert "&infin;" in page
+    assert "n/a" in words
+    assert 'class="better"' not in page
+
+
+def test_the_out_of_distribution_section():
+    before, truth, labels = example(50)
+    p = Predictions(labels, {"map": before, "laplace": truth}, ("a", "b"))
+    result = ood_scores(
+        p.methods,
+        {"map": before[:20], "laplace": truth[:20]},
+        in_mutual_information={"laplace": np.linspace(0, 1, 50)},
+        out_mutual_information={"laplace": np.linspace(0, 1, 20)},
+        resamples=20,
     )
+    words = checked(render(compared(p), p, out_of_distribution={"völkerrecht": result}))
+    assert "völkerrecht" in words
+    assert "50 test examples against 20 outside ones" in words
+    assert f"{result.methods['map']['entropy'].fpr95.estimate:.3f}" in words
+    assert words.count("mutual information") == 1
 
 
-@pytest.mark.parametrize(
-    ("nll", "after_ece", "confidence", "start"),
-    [
-        (Interval(-0.3, -0.4, -0.2), 0.05, 0.95, "Laplace turned an over-confident model into a calibrated one"),
-        (Interval(-0.3, -0.4, -0.2), 0.05, 0.60, "Laplace turned an under-confident model into a calibrated one"),
-        (Interval(-0.3, -0.4, -0.2), 0.10, 0.95, "Laplace made the probabilities better, though not yet calibrated"),
-        (Interval(-0.3, -0.4, -0.2), 0.30, 0.95, "Laplace improved the log loss but not the calibration"),
-        (Interval(-0.1, -0.4, 0.2), 0.05, 0.95, "Laplace made no clear difference here"),
-        (Interval(0.3, 0.2, 0.4), 0.05, 0.95, "Laplace made the predictions worse here"),
-    ],
-)
-def test_the_verdict_follows_the_numbers(nll, after_ece, confidence, start):
-    sentence = verdict(comparison_like(nll, after_ece, confidence))
-    assert sentence.startswith(start)
-    assert "0.200" in sentence
-    assert f"{after_ece:.3f}" in sentence
-    assert "accuracy stayed at 80.0 %" in sentence
+def test_another_comparison_is_refused():
+    p = predictions()
+    with pytest.raises(LaplaceLoRAError, match="from the same arrays"):
+        render(compared(p), dataclasses.replace(p, methods={"map": p.methods["map"]}))
+    other = example(7)
+    with pytest.raises(LaplaceLoRAError, match="from the same arrays"):
+        render(compare({"map": other[0], "laplace": other[1]}, other[2], resamples=10), p)
 
 
-def test_the_verdict_tells_of_lost_accuracy():
-    comparison = comparison_like(Interval(-0.3, -0.4, -0.2), 0.05)
-    comparison = dataclasses.replace(comparison, after=dataclasses.replace(comparison.after, accuracy=0.75))
-    assert "accuracy went from 80.0 % to 75.0 %" in verdict(comparison)
+def test_the_drawn_curve_goes_through_the_figures():
+    _, truth, labels = example(60)
+    curve = risk_coverage(truth, labels)
+    svg = risk_coverage_svg({"x": curve}, {"x": "c0"}, "label")
+    (points,) = re.findall(r'points="([^"]*)"', svg)
+    places = np.array([[float(v) for v in pair.split(",")] for pair in points.split()])
+    assert len(places) == 51  # from the tenth example on
+    labels_y = {float(v) / 100: float(y) - 4 for y, v in re.findall(r'y="([\d.]+)" text-anchor="end">([\d.]+) %', svg)}
+    (low, y_low), *_, (high, y_high) = sorted(labels_y.items())
+    expected = y_low + (curve.risk[9:] - low) / (high - low) * (y_high - y_low)
+    np.testing.assert_allclose(places[:, 1], expected, atol=0.15)
+    assert (np.diff(places[:, 0]) > 0).all()
 
 
-def test_the_table_calls_better_and_worse_by_the_metrics_own_direction():
-    before, truth, labels = example()
-    comparison = compare(before, truth, labels, truth, resamples=200)
-    worse = Interval(-0.1, -0.2, -0.05)
-    comparison = dataclasses.replace(comparison, difference={**comparison.difference, "accuracy": worse})
-    outcomes = {row.name.strip(): row.outcome for row in rows(comparison)}
-    assert outcomes["Negative log-likelihood"] == "better"
-    assert outcomes["Accuracy"] == "worse"
-    assert outcomes["its sampling floor"] == ""
-    table = terminal_table(comparison)
-    assert max(len(line) for line in table.splitlines()) <= 88
-    assert f"{comparison.after.nll:.3f}" in table
+def test_no_errors_at_all_still_make_a_curve():
+    svg = risk_coverage_svg({"x": risk_coverage([[0.9, 0.1]] * 3, [0, 0, 0])}, {"x": "c0"}, "label")
+    assert "nan" not in svg
+
+
+@pytest.mark.parametrize("highest", [0.003, 0.01, 0.0999, 0.1, 0.28, 0.3, 0.5, 0.51, 1.0])
+def test_ticks_are_round_and_hold_the_data(highest):
+    ticks = round_ticks(highest)
+    assert ticks[0] == 0.0
+    assert ticks[-1] >= highest - 1e-9
+    assert ticks[-2] < highest
+    assert 3 <= len(ticks) <= 6
+
+
+def test_the_histogram_counts_everything_once():
+    confidence = np.array([0.05, 0.5, 0.51, 1.0, 1.0 + 1e-7, 0.999])
+    right, wrong = histogram(confidence, np.array([1.0, 0, 1, 1, 0, 1]))
+    assert (right.sum(), wrong.sum()) == (4, 2)
+    assert (right[0], wrong[9], right[10], right[19], wrong[19]) == (1, 1, 1, 2, 1)
+
+
+@pytest.mark.parametrize(("classes", "lowest"), [(1, 0.45), (2, 0.45), (4, 0.2), (150, 0.0)])
+def test_the_confidence_axis_begins_below_the_least_confidence(classes, lowest):
+    assert lowest_shown(classes) == pytest.approx(lowest)
 
 
 def test_most_uncertain_and_confidently_wrong():
     after = np.array([[0.9, 0.1], [0.45, 0.55], [0.2, 0.8], [0.3, 0.7]])
     before = np.array([[1.0, 0.0], [0.01, 0.99], [0.1, 0.9], [0.0, 1.0]])
     p = predictions(
-        4, labels=np.array([1, 0, 1, 0]), after=after, before=before, truth=None, epistemic=[0.1, 0.4, 0, 0.3]
+        4,
+        labels=np.array([1, 0, 1, 0]),
+        methods={"map": before, "laplace": after},
+        truth=None,
+        epistemic=[0.1, 0.4, 0, 0.3],
     )
-    assert [shown.text for shown in most_uncertain(p, 2)] == ["fine", "dreadful"]
-    by_confidence = dataclasses.replace(p, epistemic=None)
-    assert [shown.text for shown in most_uncertain(by_confidence, 2)] == ["fine", "dreadful"]
-    wrong = confidently_wrong(p, p.after, 5)
+    assert [shown.text for shown in most_uncertain(p, "laplace", 2)] == ["fine", "dreadful"]
+    by_entropy = dataclasses.replace(p, epistemic=None)
+    assert [shown.text for shown in most_uncertain(by_entropy, "laplace", 2)] == ["fine", "dreadful"]
+    assert [shown.text for shown in most_uncertain(by_entropy, "map", 2)] == ["so-so", "fine"]
+    wrong = confidently_wrong(p, "laplace", 5)
     assert [shown.text for shown in wrong] == [TEXTS[0], "dreadful", "fine"]
-    assert (wrong[0].label, wrong[0].predicted, wrong[0].before, wrong[0].after) == ("positive", "negative", 1.0, 0.9)
+    assert (wrong[0].label, wrong[0].predicted) == ("positive", "negative")
+    assert wrong[0].probabilities == {"map": 1.0, "laplace": 0.9}
+    assert [shown.text for shown in confidently_wrong(p, "map", 1)] == [TEXTS[0]]
+
+
+def test_entropy_and_confidence_may_differ_in_order():
+    methods = {"map": np.array([[0.5, 0.5, 0.0], [0.55, 0.23, 0.22]])}
+    p = Predictions(np.array([0, 0]), methods, ("a", "b", "c"), ("half and half", "spread out"))
+    assert [shown.text for shown in most_uncertain(p, "map", 2)] == ["spread out", "half and half"]
 
 
 @pytest.mark.parametrize(
@@ -199,8 +263,12 @@ def test_most_uncertain_and_confidently_wrong():
     [
         ({"texts": ["one"]}, "texts has 1"),
         ({"label_names": ("a",)}, "label_names has 1"),
-        ({"before": np.full((6, 3), 1 / 3)}, "before and after"),
+        ({"epistemic": [0.1]}, "epistemic has 1"),
+        ({"methods": {}}, "at least one method"),
+        ({"methods": {"map": np.full((6, 2), 0.5), "x": np.full((6, 3), 1 / 3)}}, "x and map"),
         ({"truth": np.ones((6, 2))}, "truth"),
+        ({"truth": np.full((6, 3), 1 / 3)}, "truth and map"),
+        ({"labels": [0, 1]}, "one label"),
     ],
 )
 def test_arrays_that_do_not_belong_together(changes, message):
@@ -208,10 +276,19 @@ def test_arrays_that_do_not_belong_together(changes, message):
         predictions(**changes)
 
 
-def test_the_picture(tmp_path):
+def test_lists_are_taken_and_unknown_methods_named():
+    p = Predictions([0, 1], {"map": [[0.5, 0.5], [0.1, 0.9]]}, ("a", "b"))
+    assert p.probabilities("map").dtype == np.float64
+    with pytest.raises(LaplaceLoRAError, match=r"'laplace'.*map"):
+        p.probabilities("laplace")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_picture(tmp_path, count):
     pytest.importorskip("matplotlib")
-    p = predictions()
-    path = write_picture(tmp_path / "a" / "picture.png", compare(p.before, p.after, p.labels, resamples=50), p)
+    before, _, labels = example(30)
+    p = Predictions(labels, {"map": before, **{f"m{i}": before for i in range(1, count)}}, ("a", "b"))
+    path = write_picture(tmp_path / "a" / "picture.png", compared(p), p)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -226,4 +303,4 @@ def test_a_missing_matplotlib_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     p = predictions()
     with pytest.raises(MissingExtraError, match=r"laplace-lora\[plot\]"):
-        write_picture(tmp_path / "x.png", compare(p.before, p.after, p.labels, resamples=50), p)
+        write_picture(tmp_path / "x.png", compared(p), p)

@@ -3,6 +3,7 @@
 from laplace_lora.curvature.base import Curvature
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, fit_curvature
+from laplace_lora.curvature.hashing import digest_numbers, input_digests
 from laplace_lora.curvature.kronecker import KroneckerCurvature
 from laplace_lora.curvature.rows import RowCurvature
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
@@ -15,5 +16,7 @@ __all__ = [
     "RowCurvature",
     "TrainCheck",
     "TrainCheckExamples",
+    "digest_numbers",
     "fit_curvature",
+    "input_digests",
 ]

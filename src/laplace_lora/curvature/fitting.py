@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from tqdm import tqdm
 from laplace_lora.adapters import Site
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature
-from laplace_lora.curvature.hashing import example_uniform
+from laplace_lora.curvature.hashing import digest_numbers, example_uniform, input_digests
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
+from laplace_lora.finite import require_finite
 from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient, jacobian_pass, statistics_dtype
 from laplace_lora.likelihoods import Likelihood
 from laplace_lora.readouts import Readout, split_labels
@@ -29,12 +31,25 @@ class FitResult:
         log_likelihood: log p(D | theta*) in nats, or None without labels.
         accuracy: Share of training examples that the trained adapter gets right, or None without labels
             or classes.
+        inputs: (N,) int64 numbers that the examples' inputs are known by again, in ascending order.
     """
 
     examples: int
     classes: int
     log_likelihood: float | None
     accuracy: float | None
+    inputs: Tensor
+
+    def seen(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Say which inputs of a batch were among the training examples.
+
+        Args:
+            batch: Model inputs, without labels.
+
+        Returns:
+            (B,) bool.
+        """
+        return torch.isin(digest_numbers(input_digests(batch)), self.inputs)
 
 
 class _Tally:
@@ -88,11 +103,13 @@ def fit_curvature(
     tally = _Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
     classes, side = 0, None
+    numbers: list[Tensor] = []
     last_layer = config.structure == "last_layer"
     with jacobian_pass(model, sites, lambda b: readout.logits(model, b), last_layer=last_layer) as runner:
         for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
             inputs, labels = split_labels(batch, device)
             logits = runner.forward(inputs)
+            require_finite(logits, model, partial(readout.logits, model, inputs))
             if tally.examples == 0:
                 classes = _check_classes(logits, config)
                 curvature.dtype = statistics_dtype(logits.dtype)
@@ -100,10 +117,12 @@ def fit_curvature(
             tally.add(logits, labels)
             side = side or _padding_side(inputs)
             directions, weights = _rows(config, likelihood, logits, inputs)
+            digests = input_digests(inputs)
+            numbers.append(digest_numbers(digests))
             keep = labels is not None and likelihood.shift_invariant
             if keep:
                 assert labels is not None
-                check.begin(inputs, logits, labels, directions)
+                check.begin(digests, logits, labels, directions)
             _fold_batch(runner, directions, weights, curvature, check if keep else None)
     if tally.examples == 0:
         raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
@@ -113,6 +132,7 @@ def fit_curvature(
         classes=classes,
         log_likelihood=tally.log_likelihood if labelled else None,
         accuracy=tally.correct / tally.examples if labelled and likelihood.shift_invariant else None,
+        inputs=torch.cat(numbers).sort().values,
     )
     return result, check.finalise(tally.examples), side
 
@@ -131,19 +151,16 @@ def _fold_batch(
 def _rows(
     config: LaplaceConfig, likelihood: Likelihood, logits: Tensor, inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    if not bool(torch.isfinite(logits).all()):
-        raise UnsupportedInputError(
-            "the model gave logits that are not finite; check the model's dtype and the inputs (float16 overflows: "
-            "load the base in bfloat16)."
-        )
-    if config.fisher == "exact":
+    fisher = config.fisher_for(logits.shape[-1])
+    if fisher == "exact":
         return likelihood.root(logits)
     uniform = example_uniform(inputs, config.seed, logits.shape[-1]).to(logits.device)
-    return likelihood.one_pass(logits, config.fisher, uniform)
+    return likelihood.one_pass(logits, fisher, uniform)
 
 
 def _rows_per_example(logits: Tensor, config: LaplaceConfig, likelihood: Likelihood) -> int:
-    return likelihood.contrasts(logits.shape[-1]).shape[-1] if config.fisher == "exact" else 1
+    classes = logits.shape[-1]
+    return likelihood.contrasts(classes).shape[-1] if config.fisher_for(classes) == "exact" else 1
 
 
 def _check_classes(logits: Tensor, config: LaplaceConfig) -> int:
@@ -154,7 +171,7 @@ def _check_classes(logits: Tensor, config: LaplaceConfig) -> int:
             "the model has one logit, and a softmax over one class is constant; use a head with at least two classes, "
             "or likelihood='gaussian'."
         )
-    if config.structure == "exact" and config.fisher != "exact" and classes > (2 if categorical else 1):
+    if config.structure == "exact" and config.fisher_for(classes) != "exact" and classes > (2 if categorical else 1):
         raise LaplaceLoRAError(
             f"structure='exact' with fisher={config.fisher!r} and {classes} classes would not be exact: one random row "
             "per example is unbiased for the GGN, not for its inverse; use fisher='exact' or structure='kron'."

@@ -1,9 +1,8 @@
 """A sample of training Jacobians, kept so that a tuned prior can be checked without another model pass."""
 
 import dataclasses
-import hashlib
 import heapq
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,18 +60,18 @@ class TrainCheck:
         self._batch: dict[int, int] = {}
         self._counter = 0
 
-    def begin(self, batch: Mapping[str, Tensor], logits: Tensor, labels: Tensor, directions: Tensor) -> None:
+    def begin(self, digests: Sequence[bytes], logits: Tensor, labels: Tensor, directions: Tensor) -> None:
         """Choose which examples of a batch to keep.
 
         Args:
-            batch: Model inputs.
+            digests: One per example.
             logits: (B, K).
             labels: (B,).
             directions: (B, K, M).
         """
         capacity = min(MOST_EXAMPLES, self._budget // max(1, 4 * self._parameters * directions.shape[-1]))
         self._batch = {}
-        for position, digest in enumerate(_digests(batch)):
+        for position, digest in enumerate(digests):
             entry = (-int.from_bytes(digest[:8], "big"), self._counter)
             self._counter += 1
             if len(self._heap) < capacity:
@@ -132,20 +131,3 @@ class TrainCheck:
             jacobians,
             total,
         )
-
-
-def _digests(batch: Mapping[str, Tensor]) -> list[bytes]:
-    """Digest every example's inputs at its real positions, for choosing a sample."""
-    size = next(iter(batch.values())).shape[0]
-    mask = batch["attention_mask"].cpu().bool() if "attention_mask" in batch else None
-    digests = [hashlib.blake2b(digest_size=16) for _ in range(size)]
-    for name in sorted(batch):
-        values = batch[name].detach().cpu()
-        if values.is_floating_point():
-            values = values.double()
-        for position in range(size):
-            row = values[position]
-            if mask is not None and row.shape[:1] == mask.shape[1:]:
-                row = row[mask[position]]
-            digests[position].update(row.contiguous().numpy().tobytes())
-    return [digest.digest() for digest in digests]

@@ -130,11 +130,11 @@ def run_seed(config: DemoConfig, seed: int, out: Path, *, command: str, progress
     lap("predict")
     truth = np.array([[1.0 - review.probability, review.probability] for review in splits["test"]])
     labels = np.array([review.label for review in splits["test"]])
-    comparison = compare(predictive["map_probabilities"], predictive["probabilities"], labels, truth)
+    methods = {"map": predictive["map_probabilities"], "laplace": predictive["probabilities"]}
+    comparison = compare(methods, labels, truth)
     predictions = Predictions(
         labels=labels,
-        before=predictive["map_probabilities"],
-        after=predictive["probabilities"],
+        methods=methods,
         label_names=LABEL_NAMES,
         texts=[review.text for review in splits["test"]],
         truth=truth,
@@ -174,6 +174,13 @@ def _write(
         title="Before and after a Laplace posterior",
         subtitle=subtitle,
         footer=f"Made by: {command} (seed {result.seed})",
+        details=[
+            ("Training, validation, test sentences", f"{config.train}, {config.validation}, {config.test}"),
+            ("Seed", result.seed),
+            ("Posterior", config.laplace.structure),
+            ("Prior precision, chosen by validation", result.prior_precision),
+            *((f"Seconds: {stage}", f"{seconds:.1f}") for stage, seconds in result.seconds.items()),
+        ],
     )
     write_picture(out / "picture.png", result.comparison, predictions)
     (out / "metrics.json").write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,8 @@ def bars_met(result: SeedResult) -> tuple[bool, ...]:
     Returns:
         One answer per entry of ``BARS``.
     """
-    before, after, difference = result.comparison.before, result.comparison.after, result.comparison.difference
+    methods, difference = result.comparison.methods, result.comparison.difference
+    before, after = methods["map"], methods["laplace"]
     return (
         result.train_accuracy >= 0.99 and before.ece >= 0.10,
         difference["nll"].below_zero and difference["kl"].below_zero,
@@ -50,7 +51,7 @@ def seeds_table(results: Sequence[SeedResult]) -> str:
     )
     lines = [head, "-" * len(head)]
     for result in results:
-        before, after = result.comparison.before, result.comparison.after
+        before, after = result.comparison.methods["map"], result.comparison.methods["laplace"]
         pairs = [(getattr(before, name), getattr(after, name)) for name in ("accuracy", "nll", "kl", "ece")]
         cells = "  ".join(f"{a:.3f} > {b:.3f}".rjust(13) for a, b in pairs)
         missed = [str(i + 1) for i, met in enumerate(bars_met(result)) if not met]

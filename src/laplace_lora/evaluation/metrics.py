@@ -179,6 +179,20 @@ def kl_divergences(true_probabilities: ArrayLike, probabilities: ArrayLike) -> F
     return np.asarray(np.where(truth > 0.0, terms, 0.0).sum(axis=1))
 
 
+def entropies(probabilities: ArrayLike) -> FloatArray:
+    """Entropy of every row, -sum_k p log p, in nats; 0 log 0 is 0.
+
+    Args:
+        probabilities: (N, K) probabilities.
+
+    Returns:
+        (N,) numbers between 0 and log K.
+    """
+    values = check_probabilities(probabilities)
+    logarithms = np.log(values, out=np.zeros_like(values), where=values > 0.0)
+    return np.asarray(0.0 - (values * logarithms).sum(axis=1))
+
+
 def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Share of examples whose most probable class is the label.
 

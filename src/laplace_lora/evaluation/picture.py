@@ -1,5 +1,7 @@
 """The comparison as one PNG picture, for a README or a slide. Needs matplotlib, the ``plot`` extra."""
 
+import itertools
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -9,20 +11,24 @@ from laplace_lora.evaluation import metrics
 from laplace_lora.evaluation.comparison import Comparison, Scores
 from laplace_lora.evaluation.examples import Predictions
 from laplace_lora.evaluation.metrics import FloatArray, IntArray
+from laplace_lora.evaluation.names import method_description, method_name
 from laplace_lora.evaluation.svg import lowest_shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BEFORE, _AFTER, _GREY = "#d0653f", "#1f7a8c", "#8b97a5"
+_GREY = "#8b97a5"
+# The report's colours, in its order: reference, subject, others.
+_COLOURS = ("#bd5128", "#1f7a8c", "#7352a8", "#84701a", "#b0447c", "#47783a", "#46599a", "#666666")
+_MOST_COLUMNS = 3
 
 
 def write_picture(path: str | os.PathLike[str], comparison: Comparison, predictions: Predictions) -> pathlib.Path:
-    """Draw both reliability diagrams side by side.
+    """Draw the reliability diagrams of all methods side by side, three in a row.
 
     Args:
         path: Where to write the PNG; its folder is made where it is missing.
-        comparison: The scores of both methods.
+        comparison: The scores of all methods.
         predictions: What they predicted.
 
     Returns:
@@ -31,15 +37,24 @@ def write_picture(path: str | os.PathLike[str], comparison: Comparison, predicti
     figure_class, canvas_class = _matplotlib()
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    methods = comparison.methods
+    columns = min(len(methods), _MOST_COLUMNS)
+    lines = math.ceil(len(methods) / columns)
     # Figure and canvas are used directly: pyplot would open a window system and keep the figure alive.
-    figure = figure_class(figsize=(9.6, 4.5), layout="constrained", facecolor="white")
+    figure = figure_class(figsize=(4.8 * columns, 4.5 * lines), layout="constrained", facecolor="white")
     canvas_class(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
-    _draw(left, predictions.before, predictions.labels, _BEFORE)
-    _draw(right, predictions.after, predictions.labels, _AFTER)
-    left.set_title(_title("Before: the trained adapter (MAP)", comparison.before), fontsize=11, loc="left")
-    right.set_title(_title("After: its Laplace posterior", comparison.after), fontsize=11, loc="left")
-    left.set_ylabel("accuracy")
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    order = [comparison.reference, comparison.subject]
+    order += [name for name in methods if name not in order]
+    for axes, name in itertools.zip_longest(grid.flat, methods):
+        if name is None:
+            axes.set_visible(False)
+            continue
+        colour = _COLOURS[order.index(name) % len(_COLOURS)]
+        _draw(axes, predictions.probabilities(name), predictions.labels, colour)
+        axes.set_title(_title(name, methods[name]), fontsize=11, loc="left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy")
     figure.savefig(target, dpi=160, format="png", metadata={"Software": None})
     return target
 
@@ -63,7 +78,9 @@ def _matplotlib() -> tuple[Any, Any]:
 
 def _title(name: str, scores: Scores) -> str:
     """Head one diagram with its numbers."""
-    return f"{name}\nECE {scores.ece:.3f} (floor {scores.ece_floor:.3f}), NLL {scores.nll:.3f}"
+    description = method_description(name)
+    head = method_name(name) + (f": {description}" if description else "")
+    return f"{head}\nECE {scores.ece:.3f} (floor {scores.ece_floor:.3f}), NLL {scores.nll:.3f}"
 
 
 def _draw(axes: "Axes", probabilities: FloatArray, labels: IntArray, colour: str) -> None:

@@ -1,46 +1,125 @@
-"""Reliability diagrams as inline SVG: sharp at any size, no image library, colours taken from the page's style."""
+"""Inline SVG: sharp at any size, no image library, colours from the page's style. Axes, and reliability diagrams."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from laplace_lora.evaluation.metrics import FloatArray, Reliability
 
-_WIDTH, _HEIGHT = 300.0, 280.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 14.0, 12.0, 42.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 24.0, 12.0, 44.0
 _GAP = 0.06  # between bars, as a share of their width
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scale:
-    """Where data lie on the drawing; the confidence axis begins at ``lowest``."""
+class Frame:
+    """The plot area of a drawing: which data lie where.
+
+    Attributes:
+        lowest: Value at the left edge of the horizontal axis, which ends at 1.
+        top: Value at the upper edge of the vertical axis, which begins at 0.
+        width: Of the plot area, in the drawing's own units.
+        height: Likewise.
+    """
 
     lowest: float
+    top: float = 1.0
+    width: float = 260.0
+    height: float = 244.0
 
-    def x(self, confidence: float) -> float:
-        """Place a confidence."""
-        return _LEFT + (confidence - self.lowest) / (1.0 - self.lowest) * _WIDTH
+    def x(self, value: float) -> float:
+        """Place a value of the horizontal axis."""
+        return _LEFT + (value - self.lowest) / (1.0 - self.lowest) * self.width
 
-    def y(self, accuracy: float) -> float:
-        """Place an accuracy."""
-        return _TOP + (1.0 - accuracy) * _HEIGHT
+    def y(self, value: float) -> float:
+        """Place a value of the vertical axis."""
+        return _TOP + (1.0 - value / self.top) * self.height
+
+    def open(self, css_class: str, label: str) -> str:
+        """Begin the drawing.
+
+        Args:
+            css_class: Classes of the ``svg`` element, which decide its colours.
+            label: Text alternative of the picture, already escaped.
+
+        Returns:
+            The opening tag.
+        """
+        return (
+            f'<svg class="{css_class}" viewBox="0 0 {_LEFT + self.width + _RIGHT:.0f} '
+            f'{_TOP + self.height + _BOTTOM:.0f}" role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg">'
+        )
 
     def box(self, css_class: str, left: float, right: float, low: float, high: float) -> str:
-        """Draw a rectangle given in data units, cut off at the left edge of the drawing."""
-        start, end = max(left, self.lowest), right
+        """Draw a rectangle given in data units, cut off at the left edge of the plot area."""
+        start = max(left, self.lowest)
         margin = _GAP * (right - left) / 2.0
-        width = self.x(end - margin) - self.x(start + margin)
-        height = max(0.0, high - low) * _HEIGHT
+        width = self.x(right - margin) - self.x(start + margin)
+        height = max(0.0, high - low) / self.top * self.height
         return (
             f'<rect class="{css_class}" x="{self.x(start + margin):.1f}" y="{self.y(high):.1f}" '
             f'width="{width:.1f}" height="{height:.1f}"/>'
         )
 
     def line(self, css_class: str, start: tuple[float, float], end: tuple[float, float]) -> str:
-        """Draw a line between two points given as (confidence, accuracy)."""
+        """Draw a line between two points given in data units."""
         return (
             f'<line class="{css_class}" x1="{self.x(start[0]):.1f}" y1="{self.y(start[1]):.1f}" '
             f'x2="{self.x(end[0]):.1f}" y2="{self.y(end[1]):.1f}"/>'
         )
+
+    def axes(self, horizontal: str, vertical: str, ticks: Sequence[float], percent: bool = False) -> list[str]:
+        """Draw the grid, its numbers and the names of the axes.
+
+        Args:
+            horizontal: Name of the horizontal axis.
+            vertical: Name of the vertical axis.
+            ticks: Values to mark on the vertical axis.
+            percent: Whether both axes are numbered in per cent.
+
+        Returns:
+            SVG elements.
+        """
+        bottom, middle = _TOP + self.height, _TOP + self.height / 2
+        fine = [step / 10 for step in range(11)] if self.lowest > 0.3 else [step / 5 for step in range(6)]
+
+        def written(value: float, digits: int) -> str:
+            return f"{100 * value:.{digits - 2}f} %" if percent else f"{value:.{digits}f}"
+
+        # As many decimals as tell one mark from the next.
+        digits = max(2 if percent else 1, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))
+        shapes = []
+        for value in ticks:
+            place = f'x="{_LEFT - 5:.1f}" y="{self.y(value) + 4:.1f}" text-anchor="end"'
+            shapes += [
+                self.line("grid", (self.lowest, value), (1.0, value)),
+                f"<text {place}>{written(value, digits)}</text>",
+            ]
+        shapes += [
+            f'<text x="{self.x(value):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">'
+            f"{written(value, 2 if percent else 1)}</text>"
+            for value in fine
+            if value >= self.lowest
+        ]
+        turned = f'class="vertical" x="9" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 9 {middle:.1f})"'
+        return [
+            *shapes,
+            f'<text x="{_LEFT + self.width / 2:.1f}" y="{bottom + 37:.1f}" text-anchor="middle">{horizontal}</text>',
+            f"<text {turned}>{vertical}</text>",
+        ]
+
+
+def round_ticks(highest: float) -> list[float]:
+    """Choose round values from 0 for a vertical axis that has to hold ``highest``.
+
+    Args:
+        highest: The largest value drawn; above zero.
+
+    Returns:
+        Three to six values, the last at least ``highest``.
+    """
+    power = 10.0 ** math.floor(math.log10(highest))
+    step = next(power * factor for factor in (0.2, 0.5, 1.0, 2.0) if math.ceil(highest / (power * factor) - 1e-9) <= 5)
+    return [step * i for i in range(max(3, math.ceil(highest / step - 1e-9) + 1))]
 
 
 def lowest_shown(classes: int) -> float:
@@ -52,7 +131,7 @@ def lowest_shown(classes: int) -> float:
     Returns:
         A confidence between 0 and 0.45.
     """
-    return max(0.0, 1.0 / classes - 0.05)
+    return max(0.0, min(0.5, 1.0 / classes) - 0.05)
 
 
 def reliability_svg(
@@ -74,41 +153,18 @@ def reliability_svg(
     Returns:
         One ``svg`` element.
     """
-    scale = _Scale(lowest)
+    frame = Frame(lowest)
     shapes = [
-        f'<svg class="reliability {css_class}" viewBox="0 0 {_LEFT + _WIDTH + _RIGHT:.0f} '
-        f'{_TOP + _HEIGHT + _BOTTOM:.0f}" role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg">',
-        *_axes(scale),
-        *_bins(scale, diagram, band),
-        scale.line("diagonal", (lowest, lowest), (1.0, 1.0)),
+        frame.open(f"chart {css_class}", label),
+        *frame.axes("confidence", "accuracy", [step / 5 for step in range(6)]),
+        *_bins(frame, diagram, band),
+        frame.line("diagonal", (lowest, lowest), (1.0, 1.0)),
         "</svg>",
     ]
     return "".join(shapes)
 
 
-def _axes(scale: _Scale) -> list[str]:
-    """Draw the grid, its numbers and the names of the axes."""
-    shapes = []
-    ticks = [step / 5 for step in range(6)]
-    for value in ticks:
-        shapes.append(scale.line("grid", (scale.lowest, value), (1.0, value)))
-        shapes.append(f'<text x="{_LEFT - 6:.1f}" y="{scale.y(value) + 4:.1f}" text-anchor="end">{value:.1f}</text>')
-    fine = [step / 10 for step in range(11)] if scale.lowest > 0.3 else ticks
-    bottom = _TOP + _HEIGHT
-    shapes += [
-        f'<text x="{scale.x(value):.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{value:.1f}</text>'
-        for value in fine
-        if value >= scale.lowest
-    ]
-    middle = _TOP + _HEIGHT / 2
-    shapes += [
-        f'<text x="{_LEFT + _WIDTH / 2:.1f}" y="{bottom + 35:.1f}" text-anchor="middle">confidence</text>',
-        f'<text x="11" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 11 {middle:.1f})">accuracy</text>',
-    ]
-    return shapes
-
-
-def _bins(scale: _Scale, diagram: Reliability, band: tuple[FloatArray, FloatArray]) -> list[str]:
+def _bins(frame: Frame, diagram: Reliability, band: tuple[FloatArray, FloatArray]) -> list[str]:
     """Draw each bin's accuracy, its gap to the confidence, and the calibrated band."""
     most = max(1, int(diagram.counts.max()))
     shapes = []
@@ -121,9 +177,9 @@ def _bins(scale: _Scale, diagram: Reliability, band: tuple[FloatArray, FloatArra
         title = f"confidence {confidence:.2f}, accuracy {accuracy:.2f}, {count} examples"
         shapes += [
             f"<g><title>{title}</title>",
-            scale.box("bar", left, right, 0.0, accuracy),
-            scale.box("band", left, right, float(band[0][b]), float(band[1][b])),
-            scale.line("gap", (confidence, accuracy), (confidence, confidence)),
-            f'<circle class="dot" cx="{scale.x(confidence):.1f}" cy="{scale.y(accuracy):.1f}" r="{radius:.1f}"/></g>',
+            frame.box("bar", left, right, 0.0, accuracy),
+            frame.box("band", left, right, float(band[0][b]), float(band[1][b])),
+            frame.line("gap", (confidence, accuracy), (confidence, confidence)),
+            f'<circle class="dot" cx="{frame.x(confidence):.1f}" cy="{frame.y(accuracy):.1f}" r="{radius:.1f}"/></g>',
         ]
     return shapes

@@ -1,14 +1,18 @@
 """Posteriors on disk: two versioned, checksummed files, written whole or not at all."""
 
 from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME, read_description, read_tensors, write_posterior
-from laplace_lora.persistence.hub import resolve_directory
+from laplace_lora.persistence.hub import TRAINING_NAME, download_adapter, resolve_directory
 from laplace_lora.persistence.state import InputFormat, SavedState
+from laplace_lora.persistence.summary import describe
 
 __all__ = [
     "CONFIG_NAME",
     "TENSORS_NAME",
+    "TRAINING_NAME",
     "InputFormat",
     "SavedState",
+    "describe",
+    "download_adapter",
     "read_description",
     "read_tensors",
     "resolve_directory",

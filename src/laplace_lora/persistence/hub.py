@@ -1,9 +1,27 @@
-"""Find a posterior's folder: on disk, or in a repository on the Hugging Face hub."""
+"""Find a folder of adapter or posterior files: on disk, or in a repository on the Hugging Face hub."""
 
 from pathlib import Path
 
-from laplace_lora.errors import PosteriorFileError
+from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, PosteriorFileError
 from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME
+
+#: What ``laplace-lora train`` leaves beside an adapter: its settings, and how inputs were made.
+TRAINING_NAME = "training_config.json"
+
+_POSTERIOR_FILES = (CONFIG_NAME, TENSORS_NAME)
+# Never the pickled formats.
+_ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    *_POSTERIOR_FILES,
+    TRAINING_NAME,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+)
 
 
 def resolve_directory(source: str | Path) -> Path:
@@ -19,19 +37,38 @@ def resolve_directory(source: str | Path) -> Path:
     Raises:
         PosteriorFileError: There is no such folder and no such repository within reach.
     """
+    return _resolve(source, _POSTERIOR_FILES, PosteriorFileError)
+
+
+def download_adapter(source: str | Path) -> Path:
+    """Return the folder that holds an adapter, its tokenizer and, if there is one, its posterior.
+
+    Args:
+        source: A folder, or the id of a hub repository (``owner/name``).
+
+    Returns:
+        The folder.
+
+    Raises:
+        AdapterFileError: There is no such folder and no such repository within reach.
+    """
+    return _resolve(source, _ADAPTER_FILES, AdapterFileError)
+
+
+def _resolve(source: str | Path, files: tuple[str, ...], error_class: type[LaplaceLoRAError]) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
     # A path that was meant as one must not become a question to a server.
-    if isinstance(source, Path) or path.is_absolute() or len(path.parts) != 2:
-        raise PosteriorFileError(f"{source} is not a folder; give the folder that save_pretrained wrote.")
+    if isinstance(source, Path) or path.is_absolute() or len(path.parts) != 2 or source.startswith("."):
+        raise error_class(f"{source} is not a folder; give the folder that save_pretrained wrote.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_NAME, TENSORS_NAME]))
+        return Path(snapshot_download(str(source), allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise PosteriorFileError(
+        raise error_class(
             f"{source} is neither a folder nor a repository that could be downloaded ({reason}); check the name."
         ) from error

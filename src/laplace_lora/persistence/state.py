@@ -16,15 +16,17 @@ class InputFormat:
 
     Attributes:
         label_names: Names of the K classes in the order of the logits, or None.
-        template: Text template of the inputs, or None for plain text.
+        template: Jinja template of the inputs over a row's fields, or None if not known.
         max_length: Most tokens per input, or None.
         padding_side: ``left`` or ``right``; seen in ``fit`` if not given, None if nothing was padded.
+        pair_template: As ``template``, of the second text of a pair; None without one.
     """
 
     label_names: tuple[str, ...] | None = None
     template: str | None = None
     max_length: int | None = None
     padding_side: str | None = None
+    pair_template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

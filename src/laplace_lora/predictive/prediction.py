@@ -28,6 +28,8 @@ class Predictive:
         total_entropy: (B,) entropy of ``probabilities``, in nats.
         aleatoric_entropy: (B,) expected entropy E H[softmax(f)], in nats: what more data cannot remove.
         mutual_information: (B,) the difference, clamped at 0, in nats: the epistemic part.
+        neglected_mass: (B,) probability, under the trained adapter, of classes whose logits were held fixed
+            (:meth:`of_top_classes`); 0 otherwise.
     """
 
     mean: Tensor
@@ -37,6 +39,7 @@ class Predictive:
     total_entropy: Tensor
     aleatoric_entropy: Tensor
     mutual_information: Tensor
+    neglected_mass: Tensor
 
     @classmethod
     def from_gaussian(
@@ -66,6 +69,51 @@ class Predictive:
             total_entropy=total,
             aleatoric_entropy=expected_entropy,
             mutual_information=(total - expected_entropy).clamp(min=0.0),
+            neglected_mass=torch.zeros_like(total),
+        )
+
+    @classmethod
+    def of_top_classes(
+        cls, mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integral", points: int = 4096
+    ) -> "Predictive":
+        """Average the softmax over the k largest logits of every example; the others keep MAP's probabilities.
+
+        With m the MAP probability of the others, the probabilities are (1 - m) q over the k classes, q the
+        predictive among them alone, and entropies follow from the chain rule. k = K is :meth:`from_gaussian`.
+
+        Args:
+            mean: (B, K) logits.
+            covariance: (B, k, k) covariance of the k largest, the largest first.
+            rule: As for :meth:`from_gaussian`.
+            points: As for :meth:`from_gaussian`.
+
+        Returns:
+            The predictive distribution over all K classes; ``covariance`` is 0 outside the k classes.
+        """
+        mean, covariance = mean.double(), covariance.double()
+        size, count = covariance.shape[:2]
+        values, index = mean.topk(count, dim=-1)
+        among = cls.from_gaussian(values, covariance, rule, points)
+        map_probabilities = torch.softmax(mean, dim=-1)
+        rest = map_probabilities.scatter(1, index, 0.0)
+        neglected = rest.sum(dim=-1)
+        kept = 1.0 - neglected
+        probabilities = rest.scatter(1, index, kept[:, None] * among.probabilities)
+        # Chain rule: sum_i -(1-m) q_i log((1-m) q_i) = -(1-m) log(1-m) + (1-m) H[q]; the rest does not vary.
+        fixed = torch.special.entr(kept) + torch.special.entr(rest).sum(dim=-1)
+        total = fixed + kept * among.total_entropy
+        aleatoric = fixed + kept * among.aleatoric_entropy
+        whole = mean.new_zeros(size, *2 * mean.shape[1:])
+        whole[torch.arange(size)[:, None, None], index[:, :, None], index[:, None, :]] = covariance
+        return cls(
+            mean=mean,
+            covariance=whole,
+            probabilities=probabilities,
+            map_probabilities=map_probabilities,
+            total_entropy=total,
+            aleatoric_entropy=aleatoric,
+            mutual_information=kept * among.mutual_information,
+            neglected_mass=neglected,
         )
 
     @classmethod
@@ -80,7 +128,7 @@ class Predictive:
             The predictive distribution, without classes.
         """
         none = mean.new_zeros(len(mean), 0, dtype=torch.float64)
-        return cls(mean.double(), covariance.double(), none, none, none, none, none)
+        return cls(mean.double(), covariance.double(), none, none, none, none, none, none)
 
     @property
     def prediction(self) -> Tensor:

@@ -1,0 +1,93 @@
+"""A saved adapter as it lies on disk: its settings and the shapes of its tensors, before any model is loaded."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from laplace_lora.errors import AdapterFileError, UnsupportedAdapterError
+
+PICKLED_NAME = "adapter_model.bin"
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter's two files, read and found sound.
+
+    Attributes:
+        folder: Where they are.
+        config: What adapter_config.json holds.
+        shapes: Shape of every tensor in adapter_model.safetensors, under PEFT's names.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_saved_adapter(folder: Path) -> SavedAdapter:
+    """Read an adapter's settings and check its weights.
+
+    Args:
+        folder: The folder that PEFT's ``save_pretrained`` wrote.
+
+    Returns:
+        The adapter's files.
+
+    Raises:
+        AdapterFileError: A file is missing or damaged, or a weight is NaN or infinite.
+        UnsupportedAdapterError: It is no LoRA adapter.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterFileError(_no_adapter(folder)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} cannot be read ({_first_line(error)}); save the adapter again.") from None
+    if not isinstance(config, dict):
+        raise AdapterFileError(f"{path} holds no JSON object; save the adapter again.")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedAdapterError(f"{folder} holds an adapter of type {kind}, not LORA; train a LoRA adapter.")
+    return SavedAdapter(folder, config, _check_weights(folder))
+
+
+def _no_adapter(folder: Path) -> str:
+    if (folder / "config.json").exists():
+        return (
+            f"{folder} holds a whole model, not an adapter (a merged one?); give the folder with {CONFIG_NAME}, from "
+            "before merging."
+        )
+    return f"{folder} has no {CONFIG_NAME}; give the folder that PEFT's save_pretrained wrote."
+
+
+def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+    path = folder / SAFETENSORS_WEIGHTS_NAME
+    if not path.exists():
+        pickled = f" ({PICKLED_NAME} is a pickle, which is not read)" if (folder / PICKLED_NAME).exists() else ""
+        raise AdapterFileError(
+            f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}{pickled}; save the adapter again with a current PEFT."
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_tensor(name)
+                if not bool(torch.isfinite(tensor).all()):
+                    raise AdapterFileError(
+                        f"{name} in {path} holds NaN or infinite values; the training diverged: train again with a "
+                        "lower learning rate."
+                    )
+                shapes[name] = tuple(tensor.shape)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path} is damaged ({_first_line(error)}); copy or save the adapter again.") from None
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

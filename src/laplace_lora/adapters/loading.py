@@ -1,0 +1,196 @@
+"""A saved adapter put onto its base model, or refused with what does not fit."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging
+
+from laplace_lora.adapters.files import SavedAdapter
+from laplace_lora.adapters.weights import adapter_state_dict
+from laplace_lora.errors import AdapterFileError
+
+_PREFIX = "base_model.model."
+
+
+def load_classifier(
+    saved: SavedAdapter, base: str | None, revision: str | None, dtype: Any, device_map: Any
+) -> tuple[peft.PeftModel, str, str | None]:
+    """Load the base model of an adapter with the adapter on it.
+
+    Args:
+        saved: The adapter's files.
+        base: Folder or hub id of the base; from adapter_config.json if not given.
+        revision: Revision of the base on the hub; from adapter_config.json if not given.
+        dtype: As for ``from_pretrained``: ``"auto"`` is the checkpoint's.
+        device_map: As for ``from_pretrained``.
+
+    Returns:
+        The model, in eval mode; the base's folder or id, and its revision.
+
+    Raises:
+        AdapterFileError: The base is unknown, cannot be loaded, or is not the adapter's.
+    """
+    name = base or _stated_base(saved)
+    revision = revision or saved.config.get("revision")
+    task = saved.config.get("task_type")
+    if task not in (None, "SEQ_CLS"):
+        raise AdapterFileError(
+            f"the adapter in {saved.folder} is of task type {task}; only sequence classification (SEQ_CLS) is handled."
+        )
+    config = _base_config(name, revision, saved)
+    classes = saved_classes(config, saved.shapes)
+    if classes is None and task is None:
+        raise AdapterFileError(
+            f"the adapter in {saved.folder} names no task type and holds no classification head; train it with "
+            "LoraConfig(task_type='SEQ_CLS')."
+        )
+    labels = {} if classes is None or classes == config.num_labels else {"num_labels": classes}
+    with _quiet():
+        try:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                revision=revision,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head of other classes is replaced by the adapter's
+                **labels,
+            )
+        except Exception as error:  # transformers and its readers raise whatever they please
+            raise AdapterFileError(_base_message(name, saved, error)) from error
+        _refuse_new_weights(name, saved, info)
+        _refuse_non_finite(name, model)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # missing keys are refused below
+                adapted = peft.PeftModel.from_pretrained(model, str(saved.folder))
+        except Exception as error:  # the same of peft
+            raise AdapterFileError(
+                f"the adapter in {saved.folder} does not fit the base {name} ({_reason(error)}); name the base that it "
+                "was trained on with --base."
+            ) from error
+    _check_loaded(adapted, saved, name)
+    return adapted.eval(), name, revision
+
+
+def saved_classes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Read the number of classes off a saved head.
+
+    The head's tensors are those whose shape changes with ``num_labels`` in an empty copy of the model.
+
+    Args:
+        config: The base's configuration.
+        shapes: Shapes of the adapter's tensors.
+
+    Returns:
+        K, or None if the adapter holds no head.
+    """
+    two, three = _empty_shapes(config, 2), _empty_shapes(config, 3)
+    for name, shape in two.items():
+        saved = shapes.get(_PREFIX + name)
+        changed = [axis for axis, size in enumerate(shape) if size != three[name][axis]]
+        if saved is not None and len(saved) == len(shape) and changed:
+            return saved[changed[0]]
+    return None
+
+
+def _empty_shapes(config: Any, classes: int) -> dict[str, tuple[int, ...]]:
+    config = copy.deepcopy(config)
+    config.num_labels = classes
+    with torch.device("meta"), _quiet():
+        model = AutoModelForSequenceClassification.from_config(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _stated_base(saved: SavedAdapter) -> str:
+    name = saved.config.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise AdapterFileError(
+            f"adapter_config.json in {saved.folder} names no base model; give it with --base (in Python: base=...)."
+        )
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+    if looks_local and not Path(name).expanduser().is_dir():
+        raise AdapterFileError(
+            f"the base model {name} that adapter_config.json in {saved.folder} names is not there any more; say where "
+            "it is with --base (in Python: base=...)."
+        )
+    return str(Path(name).expanduser()) if looks_local else name
+
+
+def _base_config(name: str, revision: str | None, saved: SavedAdapter) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        _empty_shapes(config, 2)
+    except Exception as error:  # transformers raises whatever it pleases
+        raise AdapterFileError(_base_message(name, saved, error)) from error
+    return config
+
+
+def _base_message(name: str, saved: SavedAdapter, error: Exception) -> str:
+    return (
+        f"the base model {name} of the adapter in {saved.folder} cannot be loaded for sequence classification "
+        f"({_reason(error)}); check it, or give another folder or hub id with --base."
+    )
+
+
+def _refuse_new_weights(name: str, saved: SavedAdapter, info: Mapping[str, Any]) -> None:
+    """Refuse weights that neither the base nor the adapter holds: they would be random at every load."""
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())]
+    absent = [key for key in (*info.get("missing_keys", ()), *mismatched) if _PREFIX + key not in saved.shapes]
+    if absent:
+        shown = ", ".join(sorted(absent)[:4]) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
+        raise AdapterFileError(
+            f"neither the base {name} nor the adapter in {saved.folder} holds {shown}: they would be random; give the "
+            "right base with --base, or train again with these modules in LoraConfig(modules_to_save=[...])."
+        )
+
+
+def _refuse_non_finite(name: str, model: nn.Module) -> None:
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise AdapterFileError(f"{key} of the base {name} holds NaN or infinite values; get a sound copy of it.")
+
+
+def _check_loaded(model: peft.PeftModel, saved: SavedAdapter, base: str) -> None:
+    """Compare what the model expects of its adapter with what the file holds; PEFT only warns."""
+    wanted = {key: tuple(value.shape) for key, value in adapter_state_dict(model, model.active_adapters[0]).items()}
+    missing = sorted(set(wanted) - set(saved.shapes))
+    # Frozen copies of embeddings, which PEFT saves with some adapters, are no part of it.
+    extra = sorted(key for key in set(saved.shapes) - set(wanted) if "lora_" in key)
+    different = sorted(key for key in wanted if saved.shapes.get(key, wanted[key]) != wanted[key])
+    problems = [f"{key} is missing" for key in missing] + [f"{key} has no place" for key in extra]
+    problems += [f"{key} has shape {saved.shapes[key]} instead of {wanted[key]}" for key in different]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise AdapterFileError(
+            f"the adapter in {saved.folder} does not fit the base {base}: {'; '.join(problems[:3])}{more}; name the "
+            "base that it was trained on with --base."
+        )
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # "Error(s) in loading state_dict for X:" says nothing; the line under it names the tensor.
+    chosen = lines[1] if len(lines) > 1 and lines[0].endswith(":") else next(iter(lines), type(error).__name__)
+    return chosen.rstrip(".:")[:300]
+
+
+class _quiet:
+    """Silence transformers' reports on new heads; everything they say is checked here. Put its level back after."""
+
+    def __enter__(self) -> None:
+        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,96 @@
+"""A row's label as a class index. Names are mapped by a list that somebody gave, never by sorting."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from laplace_lora.data.files import Row
+from laplace_lora.errors import DataFileError, LaplaceLoRAError
+
+LABEL_FIELDS = ("label", "labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelReader:
+    """Reads labels of a task with known classes.
+
+    Attributes:
+        classes: Number of classes, K.
+        names: Names in the order of the logits, or None where labels are indices only.
+    """
+
+    classes: int
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that do not fit the classes.
+
+        Raises:
+            LaplaceLoRAError: Their number differs, or one is given twice or empty.
+        """
+        if self.names is None:
+            return
+        if len(self.names) != self.classes:
+            raise LaplaceLoRAError(
+                f"{len(self.names)} label names ({_shown(self.names)}) for {self.classes} classes; give one name per "
+                "class, in the order of the logits (--labels a,b,c)."
+            )
+        if len(set(self.names)) != len(self.names) or "" in self.names:
+            raise LaplaceLoRAError(f"label names ({_shown(self.names)}) repeat or are empty; give each class its own.")
+
+    def shown_names(self) -> tuple[str, ...]:
+        """Return a name for every class, its index where it has none.
+
+        Returns:
+            K names.
+        """
+        return self.names or tuple(map(str, range(self.classes)))
+
+    def read(self, row: Row, name: str) -> int | None:
+        """Read a row's label.
+
+        Args:
+            row: The row.
+            name: What messages call its file.
+
+        Returns:
+            The class index, or None if the row has no label (an empty CSV cell, a JSON null).
+
+        Raises:
+            DataFileError: The label is none of the classes.
+        """
+        value = next((row.fields[field] for field in LABEL_FIELDS if field in row.fields), None)
+        where = f"{name}:{row.line}"
+        if value is None or value == "":
+            return None
+        if isinstance(value, str):
+            return self._of_text(value, where)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DataFileError(
+                f"{where}: the label {str(value)[:40]!r} is a {type(value).__name__}; write a class index or a name."
+            )
+        return self._of_index(value, where)
+
+    def _of_text(self, value: str, where: str) -> int:
+        if self.names is not None and value in self.names:
+            return self.names.index(value)
+        # In a CSV file everything is text; in JSON "1" is as good as 1.
+        if value.strip().isascii() and value.strip().isdigit() and len(value) < 10:
+            return self._of_index(int(value), where)
+        if self.names is None:
+            raise DataFileError(
+                f"{where}: the label {value[:40]!r} is a name, and the order of the classes is not known; give it with "
+                "--labels a,b,c (the order of the logits)."
+            )
+        raise DataFileError(f"{where}: the label {value[:40]!r} is none of {_shown(self.names)}; mend it or --labels.")
+
+    def _of_index(self, value: int, where: str) -> int:
+        if not 0 <= value < self.classes:
+            raise DataFileError(
+                f"{where}: the label {str(value)[:20]} is not an index from 0 to {self.classes - 1}, the adapter's "
+                "classes; mend the row, or check that the adapter belongs to this task."
+            )
+        return value
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

@@ -1,0 +1,61 @@
+"""What is in a posterior, in words."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import FitResult
+from laplace_lora.matrices import Groups, MatrixShape
+from laplace_lora.posterior import Posterior
+
+
+def describe(
+    config: LaplaceConfig,
+    matrices: Sequence[MatrixShape],
+    held_at_map: Sequence[str],
+    precision: Tensor,
+    tuned_by: str | None,
+    fitted: FitResult | None,
+    posterior: Posterior | None,
+) -> str:
+    """Say what a posterior covers, what it does not, and how it was tuned.
+
+    Args:
+        config: Its settings.
+        matrices: Its weight matrices.
+        held_at_map: Trained layers outside it.
+        precision: (G,) prior precision of each group.
+        tuned_by: ``evidence``, ``validation`` or None.
+        fitted: What the pass over the training data left, or None before it.
+        posterior: The Gaussian, or None before the pass.
+
+    Returns:
+        Several lines of text.
+    """
+    weights = sum(shape.size for shape in matrices)
+    full = [shape.name for shape in matrices if shape.trained_in_full]
+    lines = [
+        f"Laplace posterior, structure {config.structure}, over {weights:,} weights in {len(matrices)} matrices",
+        f"  trained in full, in the posterior: {', '.join(full) or 'none'}",
+        f"  held at their trained values: {', '.join(held_at_map) or 'none'}",
+    ]
+    if posterior is None or fitted is None:
+        return "\n".join([*lines, "  not fitted"])
+    lines.append(
+        f"  fitted to {fitted.examples:,} examples with {fitted.classes} logits, Fisher "
+        f"{config.fisher_for(fitted.classes)}; {posterior.nbytes:,} bytes"
+    )
+    if fitted.log_likelihood is not None:
+        nll = -fitted.log_likelihood / fitted.examples
+        accuracy = "" if fitted.accuracy is None else f", accuracy {fitted.accuracy:.3f}"
+        lines.append(f"  trained adapter on those examples: NLL {nll:.4f} nats{accuracy}")
+    gamma = posterior.effective_parameters(precision).tolist()
+    how = f"tuned by {tuned_by}" if tuned_by else "as configured"
+    lines.append(f"  prior precision ({how}), effective parameters:")
+    names = Groups.of(matrices, config.prior_groups).names
+    lines += [
+        f"    {name}: {delta:.4g}, {value:.1f}"
+        for name, delta, value in zip(names, precision.tolist(), gamma, strict=True)
+    ]
+    return "\n".join(lines)
