@@ -21,12 +21,11 @@ from laplace_lora.jacobians import jacobian_pass
 from laplace_lora.likelihoods import Categorical, Gaussian, Likelihood
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import (
+    TRAINING_INPUTS,
     InputFormat,
     SavedState,
     describe,
-    read_description,
-    read_tensors,
-    resolve_directory,
+    read_posterior,
     write_posterior,
 )
 from laplace_lora.posterior import Posterior
@@ -38,8 +37,6 @@ Batch = Mapping[str, Any]
 
 # Points of the integral where only a mean over examples is wanted: errors of 1e-3 per example do not matter.
 CHECK_POINTS = 512
-# Among the saved tensors, beside the posterior's own.
-_TRAINING_INPUTS = "training_inputs"
 
 
 class LaplaceLoRA:
@@ -115,6 +112,13 @@ class LaplaceLoRA:
     def train_accuracy(self) -> float | None:
         """Accuracy of the trained adapter on the training data, or None without labels or before ``fit``."""
         return None if self._fit is None else self._fit.accuracy
+
+    @property
+    def train_nll(self) -> float | None:
+        """Mean NLL of the trained adapter on the training data, in nats, or None without labels or before ``fit``."""
+        if self._fit is None or self._fit.log_likelihood is None:
+            return None
+        return -self._fit.log_likelihood / self._fit.examples
 
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
@@ -291,7 +295,7 @@ class LaplaceLoRA:
             log_likelihood=fitted.log_likelihood,
             accuracy=fitted.accuracy,
         )
-        tensors = {**posterior.tensors(), _TRAINING_INPUTS: fitted.inputs}
+        tensors = {**posterior.tensors(), TRAINING_INPUTS: fitted.inputs}
         write_posterior(Path(directory), state.to_description(), tensors)
 
     @classmethod
@@ -308,16 +312,12 @@ class LaplaceLoRA:
         Raises:
             LaplaceLoRAError: Files are damaged or the model is another one; says what differs.
         """
-        folder = resolve_directory(directory)
-        document = read_description(folder)
-        state = SavedState.from_description(document)
+        state, tensors, inputs = read_posterior(directory)
         if state.readout not in READOUTS:
             raise LaplaceLoRAError(f"readout {state.readout!r} is not known here; install a newer laplace-lora.")
         la = cls(model, state.config, READOUTS[state.readout](), state.input_format)
         state.check_model(fingerprint(model, la._adapter), la._shapes)
         device = next(model.parameters()).device
-        tensors = read_tensors(folder, document)
-        inputs = tensors.pop(_TRAINING_INPUTS)
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         la._posterior = la._structure.posterior.from_tensors(la._shapes, tensors)
         la._posterior.assign_groups(la._groups.index)

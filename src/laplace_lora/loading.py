@@ -47,7 +47,7 @@ def load_adapter(
     model, base_name, base_revision = load_classifier(saved, base, revision, dtype, device_map)
     has_own = any((folder / name).exists() for name in TOKENIZER_FILES)
     tokenizer = _load_tokenizer(str(folder) if has_own else base_name, None if has_own else base_revision)
-    _set_padding(model, tokenizer)
+    set_padding(model, tokenizer)
     return model, tokenizer, _label_names(folder, model)
 
 
@@ -83,7 +83,16 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
     return tokenizer
 
 
-def _set_padding(model: Any, tokenizer: Any) -> None:
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Give tokenizer and model a padding token where they have none, and say so.
+
+    Args:
+        model: The PEFT model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        AdapterFileError: There is no token that could stand in, or it is beyond the model's embeddings.
+    """
     embeddings = model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token

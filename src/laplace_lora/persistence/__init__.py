@@ -2,18 +2,22 @@
 
 from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME, read_description, read_tensors, write_posterior
 from laplace_lora.persistence.hub import TRAINING_NAME, download_adapter, resolve_directory
-from laplace_lora.persistence.state import InputFormat, SavedState
+from laplace_lora.persistence.posterior import TRAINING_INPUTS, read_posterior
+from laplace_lora.persistence.state import InputFormat, SavedState, input_format_from
 from laplace_lora.persistence.summary import describe
 
 __all__ = [
     "CONFIG_NAME",
     "TENSORS_NAME",
+    "TRAINING_INPUTS",
     "TRAINING_NAME",
     "InputFormat",
     "SavedState",
     "describe",
     "download_adapter",
+    "input_format_from",
     "read_description",
+    "read_posterior",
     "read_tensors",
     "resolve_directory",
     "write_posterior",

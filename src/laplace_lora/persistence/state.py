@@ -7,7 +7,7 @@ from typing import Any
 from laplace_lora.adapters import Fingerprint
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import PosteriorFileError
-from laplace_lora.matrices import MatrixShape
+from laplace_lora.matrices import Groups, MatrixShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,38 @@ class InputFormat:
     max_length: int | None = None
     padding_side: str | None = None
     pair_template: str | None = None
+
+
+def input_format_from(document: Mapping[str, Any]) -> InputFormat:
+    """Rebuild an input format from its JSON.
+
+    Args:
+        document: One entry per field of :class:`InputFormat`.
+
+    Returns:
+        The format.
+
+    Raises:
+        PosteriorFileError: An entry is missing, unknown or malformed.
+    """
+    kinds: dict[str, type] = {
+        "label_names": list,
+        "template": str,
+        "max_length": int,
+        "padding_side": str,
+        "pair_template": str,
+    }
+    wrong = sorted(set(document) ^ set(kinds))
+    wrong += [name for name, kind in kinds.items() if not isinstance(document.get(name), kind | type(None))]
+    names = document.get("label_names")
+    if not wrong and names is not None and not all(isinstance(name, str) for name in names):
+        wrong = ["label_names"]
+    if wrong or document["padding_side"] not in (None, "left", "right"):
+        raise PosteriorFileError(
+            f"the saved input format is malformed ({', '.join(wrong) or 'padding_side'}); save it again with this "
+            "version."
+        )
+    return InputFormat(**{**document, "label_names": None if names is None else tuple(names)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +117,10 @@ class SavedState:
             PosteriorFileError: A field is missing or malformed.
         """
         try:
-            form = dict(document["input_format"])
-            if form["label_names"] is not None:
-                form["label_names"] = tuple(form["label_names"])
             values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
             values |= {
                 "config": LaplaceConfig.from_dict(document["config"]),
-                "input_format": InputFormat(**form),
+                "input_format": input_format_from(document["input_format"]),
                 "fingerprint": Fingerprint(**document["fingerprint"]),
                 "matrices": tuple(MatrixShape(**shape) for shape in document["matrices"]),
                 "held_at_map": tuple(document["held_at_map"]),
@@ -102,6 +131,14 @@ class SavedState:
                 f"posterior_config.json lacks or malforms an entry ({error}); fit and save the posterior again."
             ) from error
         return cls(**values)
+
+    def groups(self) -> Groups:
+        """Return the prior groups, in the order of ``prior_precision``.
+
+        Returns:
+            The groups.
+        """
+        return Groups.of(self.matrices, self.config.prior_groups)
 
     def check_model(self, fingerprint: Fingerprint, matrices: Sequence[MatrixShape]) -> None:
         """Refuse a model that the posterior was not fitted to.

@@ -1,30 +1,12 @@
-"""The command line: ``laplace-lora VERB``."""
+"""``laplace-lora demo``."""
 
-import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from laplace_lora.errors import LaplaceLoRAError
 
-app = typer.Typer(
-    name="laplace-lora",
-    help="Calibrated uncertainty for LoRA-tuned language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback()
-def _verbs() -> None:
-    """Calibrated uncertainty for LoRA-tuned language models."""
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report and the figures.")] = Path("laplace-lora-demo"),
     seeds: Annotated[int, typer.Option(min=1, max=5, help="How many of the five fixed seeds to run.")] = 1,
@@ -53,19 +35,3 @@ def demo(
         typer.echo("\n" + seeds_table(results))
         write_results(out / "results.json", config, results, command)
         typer.echo(f"\nfigures: {out / 'results.json'}")
-
-
-def main() -> None:
-    """Run the command line; a foreseen error is one line on standard error and exit status 1."""
-    # The demo and every local adapter work offline; nothing is to be reported on the way.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
-        app()
-    except LaplaceLoRAError as error:
-        typer.echo(f"laplace-lora: {error}", err=True)
-        raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

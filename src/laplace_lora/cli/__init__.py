@@ -1,0 +1,40 @@
+"""The command line: ``laplace-lora VERB``."""
+
+import os
+import warnings
+
+import typer
+
+from laplace_lora.cli import verbs
+from laplace_lora.cli.demo import demo
+from laplace_lora.errors import LaplaceLoRAError
+
+app = typer.Typer(
+    name="laplace-lora",
+    help="Calibrated uncertainty for LoRA-tuned language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _verbs() -> None:
+    """Calibrated uncertainty for LoRA-tuned language models."""
+
+
+for _verb in (demo, verbs.train, verbs.fit, verbs.evaluate, verbs.predict, verbs.info):
+    app.command()(_verb)
+
+
+def main() -> None:
+    """Run the command line; a foreseen error is one line on standard error and exit status 1."""
+    # The demo and every local adapter work offline; nothing is to be reported on the way.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        app()
+    except LaplaceLoRAError as error:
+        typer.echo(f"laplace-lora: {error}", err=True)
+        raise SystemExit(1) from None

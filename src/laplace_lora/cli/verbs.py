@@ -1,0 +1,222 @@
+"""The verbs that work on people's own adapters: options in, settings out, and the work elsewhere."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from laplace_lora.cli import options
+from laplace_lora.cli.session import session
+
+if TYPE_CHECKING:
+    from laplace_lora.commands import AdapterSource
+
+# Everything heavy is imported inside the verbs: --help must not wait for torch.
+
+
+def train(
+    model: Annotated[str, typer.Option(help="Folder or hub id of the base model.", metavar="DIR")],
+    data: options.DataFile,
+    out: Annotated[Path, typer.Option(help="New folder for the adapter and its checkpoints.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="Held-out data, labelled: the epoch with the least loss on it is kept.")
+    ] = None,
+    labels: options.Labels = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the base on the hub.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank r.")] = 8,
+    alpha: Annotated[int, typer.Option(min=1, help="LoRA scale: the adapter's output is times alpha / r.")] = 16,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout before the adapter, a probability.")] = 0.0,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(help="Layers to adapt: query,value.  [default: PEFT's choice]", metavar="A,B,C"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 10,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak rate of AdamW, with linear decay.")] = 1e-3,
+    head_learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, help="The same of the new head.  [default: as --learning-rate]")
+    ] = None,
+    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.", metavar="ROWS")] = 16,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without less validation loss before stopping.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the start, dropout and the order of rows.")] = 0,
+    quiet: options.Quiet = False,
+    json_log: options.JsonLog = False,
+) -> None:
+    """Fine-tune a LoRA adapter for classification, with a checkpoint per epoch."""
+    with session(quiet, json_log) as console:
+        from laplace_lora import commands
+        from laplace_lora.training import TrainingSettings
+
+        settings = TrainingSettings(
+            rank=rank,
+            alpha=alpha,
+            dropout=dropout,
+            target_modules=options.split_names(target_modules),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            head_learning_rate=head_learning_rate,
+            weight_decay=weight_decay,
+            batch_size=batch_size,
+            patience=patience,
+            seed=seed,
+        )
+        names = options.split_names(labels)
+        commands.train(
+            commands.TrainConfig(model, data, out, validation, names, template, max_length, revision, settings), console
+        )
+
+
+def fit(
+    adapter: options.Adapter,
+    data: options.DataFile,
+    validation: Annotated[
+        Path | None, typer.Option(help="Held-out data, labelled, to choose the prior precision on.")
+    ] = None,
+    base: options.Base = None,
+    revision: options.Revision = None,
+    labels: options.Labels = None,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    structure: Annotated[str, typer.Option(help="Posterior: kron, diag, exact or last_layer.")] = "kron",
+    fisher: Annotated[
+        str,
+        typer.Option(
+            help="Curvature: exact (K-1 backward passes per batch for K classes), rademacher or mc (one); auto is "
+            "exact up to 16 classes."
+        ),
+    ] = "auto",
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Prior precision: evidence, validation, or a number in 1 / weight^2.  [default: validation with "
+            "--validation, else evidence]"
+        ),
+    ] = None,
+    prior_groups: Annotated[
+        str, typer.Option(help="What shares a prior precision: global (all), module or matrix.")
+    ] = "global",
+    seed: Annotated[int, typer.Option(min=0, help="Of the random signs and labels of a one-pass Fisher.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the posterior.  [default: the adapter's folder]")] = None,
+    quiet: options.Quiet = False,
+    json_log: options.JsonLog = False,
+) -> None:
+    """Fit a posterior to an adapter in one pass over its training data."""
+    with session(quiet, json_log) as console:
+        from laplace_lora import LaplaceConfig, commands
+
+        laplace = LaplaceConfig(
+            structure=_choice(structure), fisher=_choice(fisher), prior_groups=_choice(prior_groups), seed=seed
+        )
+        commands.fit(
+            commands.FitConfig(
+                source=_source(adapter, base, revision, dtype, device),
+                data=data,
+                validation=validation,
+                label_names=options.split_names(labels),
+                template=template,
+                max_length=max_length,
+                batch_size=batch_size,
+                prior=_prior(prior),
+                laplace=laplace,
+                out=out,
+            ),
+            console,
+        )
+
+
+def evaluate(
+    adapter: options.Adapter,
+    data: options.DataFile,
+    out: Annotated[Path, typer.Option(help="Folder for metrics.json, predictions.jsonl and report.html.")],
+    validation: Annotated[
+        Path | None, typer.Option(help="Held-out data, labelled: adds temperature scaling, chosen on it.")
+    ] = None,
+    ood: Annotated[
+        Path | None, typer.Option(help="Data of another kind (labels ignored): how well is it told apart?")
+    ] = None,
+    posterior: options.Posterior = None,
+    base: options.Base = None,
+    revision: options.Revision = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    json_log: options.JsonLog = False,
+) -> None:
+    """Measure an adapter before and after its posterior, on data it was not trained on."""
+    with session(quiet, json_log) as console:
+        from laplace_lora import commands
+
+        source = _source(adapter, base, revision, dtype, device)
+        found = commands.evaluate(
+            commands.EvaluateConfig(source, data, out, posterior, validation, ood, batch_size), console
+        )
+        if json_log:
+            console.say("metrics", "metrics", **found.comparison.to_dict())
+        elif not quiet:
+            typer.echo(found.text)
+
+
+def predict(
+    adapter: options.Adapter,
+    data: Annotated[
+        str,
+        typer.Option(help="JSONL or CSV file (labels not needed), or - for standard input.", metavar="FILE"),
+    ],
+    out: Annotated[str, typer.Option(help="JSONL file to write, or - for standard output.", metavar="FILE")],
+    posterior: options.Posterior = None,
+    base: options.Base = None,
+    revision: options.Revision = None,
+    batch_size: options.BatchSize = 16,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Vary only the logits of the adapter's k likeliest classes: k-1 backward passes.  [default: all]",
+            metavar="CLASSES",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quiet: options.Quiet = False,
+    json_log: options.JsonLog = False,
+) -> None:
+    """Write calibrated probabilities and uncertainties (in nats), one JSON object per row."""
+    with session(quiet, json_log) as console:
+        from laplace_lora import commands
+
+        source = _source(adapter, base, revision, dtype, device)
+        commands.predict(commands.PredictConfig(source, data, out, posterior, batch_size, top_k), console)
+
+
+def info(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Folder or hub id of a posterior.")],
+) -> None:
+    """Say in words what a saved posterior holds. No model is loaded."""
+    with session(quiet=False, json_log=False):
+        from laplace_lora import commands
+
+        typer.echo(commands.info(directory))
+
+
+def _source(adapter: str, base: str | None, revision: str | None, dtype: str, device: str) -> "AdapterSource":
+    from laplace_lora.commands import AdapterSource
+
+    return AdapterSource(adapter, base, revision, dtype, device)
+
+
+def _choice(value: str) -> Any:
+    # LaplaceConfig refuses what it does not know, in the same words as in Python.
+    return value
+
+
+def _prior(prior: str | None) -> str | float | None:
+    try:
+        return None if prior is None else float(prior)
+    except ValueError:
+        return prior

@@ -1,0 +1,170 @@
+"""``laplace-lora fit``: one pass over the training data, and a prior."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from laplace_lora.commands.console import Console
+from laplace_lora.commands.inputs import OpenAdapter, open_adapter
+from laplace_lora.commands.output import check_writable
+from laplace_lora.commands.settings import AdapterSource
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.data import DataFile, Encoder, open_rows
+from laplace_lora.errors import LaplaceLoRAError, OutputError
+from laplace_lora.laplace import LaplaceLoRA
+from laplace_lora.loading import saved_input_format
+from laplace_lora.persistence import InputFormat, input_format_from
+
+#: Below this share above the commonest class, the adapter has learnt nothing of these labels.
+NO_BETTER = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Settings of ``fit``.
+
+    Attributes:
+        source: The adapter.
+        data: The adapter's training data, labelled.
+        validation: Held-out data, labelled; for ``prior="validation"``.
+        label_names: Names of the classes in the order of the logits; as saved with the adapter if None.
+        template: Jinja template of an input over a row's fields; by the file's shape if None.
+        max_length: Most tokens per input; the model's limit if None.
+        batch_size: Rows per forward pass.
+        prior: ``evidence``, ``validation``, a positive number (in 1 / weight^2), or None: ``validation`` where
+            there is validation data, else ``evidence``.
+        laplace: Settings of the posterior.
+        out: Folder for the posterior; the adapter's own if None.
+    """
+
+    source: AdapterSource
+    data: Path
+    validation: Path | None = None
+    label_names: tuple[str, ...] | None = None
+    template: str | None = None
+    max_length: int | None = None
+    batch_size: int = 16
+    prior: str | float | None = None
+    laplace: LaplaceConfig = dataclasses.field(default_factory=LaplaceConfig)
+    out: Path | None = None
+
+
+def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
+    """Fit a posterior to an adapter and save it.
+
+    Args:
+        config: Settings.
+        console: Takes messages.
+
+    Returns:
+        The fitted estimator, as saved.
+
+    Raises:
+        LaplaceLoRAError: Something does not fit; nothing is written then.
+        OutputError: The folder cannot be written.
+    """
+    prior = config.prior or ("validation" if config.validation is not None else "evidence")
+    if isinstance(prior, str) and prior not in ("evidence", "validation"):
+        raise LaplaceLoRAError(f"prior {prior!r} is not known; choose evidence, validation or a positive number.")
+    if prior == "validation" and config.validation is None:
+        raise LaplaceLoRAError("prior 'validation' needs held-out data; give it with --validation, or use evidence.")
+    for path in filter(None, (config.data, config.validation)):
+        next(open_rows(path), None)  # a wrong path is told before a model is loaded
+    out = _output_folder(config)
+    check_writable(out)
+
+    opened = open_adapter(config.source, config.label_names)
+    given = _given_format(config)
+    data = opened.scan(config.data, given, "required")
+    form = opened.complete(given, data)
+    validation = None if config.validation is None else opened.scan(config.validation, form, "required")
+    encoder = opened.encoder(form)
+
+    laplace = dataclasses.replace(config.laplace, progress=console.progress)
+    if not isinstance(prior, str):
+        laplace = dataclasses.replace(laplace, prior_precision=float(prior))
+    la = LaplaceLoRA(opened.model, laplace, input_format=form)
+    _say_plan(console, la, opened, data, config)
+    start = time.perf_counter()
+    la.fit(encoder.batches(data, config.batch_size))
+    seconds = time.perf_counter() - start
+    _say_fit(console, la, data, encoder, seconds)
+    if prior == "validation":
+        assert validation is not None
+        la.tune_prior("validation", encoder.batches(validation, config.batch_size))
+    elif prior == "evidence":
+        la.tune_prior("evidence")
+    shown = la.prior_precision if isinstance(la.prior_precision, float) else min(la.prior_precision.values())
+    console.say(
+        "prior",
+        f"prior precision {'as given' if not isinstance(prior, str) else 'by ' + prior}: {shown:.4g}"
+        + ("" if isinstance(la.prior_precision, float) else " and above, by group"),
+        prior_precision=la.prior_precision,
+    )
+    try:
+        la.save_pretrained(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror or error}); give another place.") from error
+    console.say("saved", f"posterior saved in {out}", out=str(out), bytes=la.posterior.nbytes)
+    return la
+
+
+def _output_folder(config: FitConfig) -> Path:
+    if config.out is not None:
+        return config.out
+    folder = Path(config.source.adapter)
+    if not folder.is_dir():
+        raise LaplaceLoRAError(
+            f"{folder} is no folder here, so that the posterior cannot be saved beside the adapter; give --out."
+        )
+    return folder
+
+
+def _given_format(config: FitConfig) -> InputFormat:
+    folder = Path(config.source.adapter)
+    document = saved_input_format(folder) if folder.is_dir() else None
+    saved = InputFormat() if document is None else input_format_from(document)
+    if config.template is not None:
+        saved = dataclasses.replace(saved, template=config.template, pair_template=None)
+    if config.max_length is not None:
+        saved = dataclasses.replace(saved, max_length=config.max_length)
+    return saved
+
+
+def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, data: DataFile, config: FitConfig) -> None:
+    fisher = la.config.fisher_for(opened.classes)
+    batches = -(-len(data) // config.batch_size)
+    each = 0 if la.config.structure == "last_layer" else opened.classes - 1 if fisher == "exact" else 1
+    console.say(
+        "plan",
+        f"fit: {len(data)} examples, {opened.classes} classes, structure {la.config.structure}, Fisher {fisher}: "
+        f"{batches} forward and {batches * each} backward passes of up to {config.batch_size} examples",
+        examples=len(data),
+        classes=opened.classes,
+        forward_passes=batches,
+        backward_passes=batches * each,
+    )
+
+
+def _say_fit(console: Console, la: LaplaceLoRA, data: DataFile, encoder: Encoder, seconds: float) -> None:
+    accuracy, nll = la.train_accuracy, la.train_nll
+    assert accuracy is not None and nll is not None
+    console.say(
+        "fitted",
+        f"the adapter on its training data: accuracy {accuracy:.3f}, NLL {nll:.4f} nats (the commonest class: "
+        f"{data.majority:.3f}); {seconds:.1f} s",
+        accuracy=accuracy,
+        nll=nll,
+        majority=data.majority,
+        seconds=seconds,
+    )
+    if encoder.truncated:
+        console.warn(
+            f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens; if training saw more of them, give "
+            "--max-length."
+        )
+    if accuracy < data.majority + NO_BETTER and accuracy < 1.0:
+        console.warn(
+            f"the adapter is right on {accuracy:.3f} of its training data, no better than always answering the "
+            f"commonest class ({data.majority:.3f}): check the base model, the order of the labels and the template."
+        )

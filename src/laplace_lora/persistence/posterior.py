@@ -1,0 +1,35 @@
+"""A saved posterior, read back and checked."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from laplace_lora.errors import PosteriorFileError
+from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors
+from laplace_lora.persistence.hub import resolve_directory
+from laplace_lora.persistence.state import SavedState
+
+#: Among the saved tensors, beside the posterior's own: what training inputs are known by again.
+TRAINING_INPUTS = "training_inputs"
+
+
+def read_posterior(source: str | Path) -> tuple[SavedState, dict[str, Tensor], Tensor]:
+    """Read both files of a posterior.
+
+    Args:
+        source: A folder, or the id of a repository on the Hugging Face hub.
+
+    Returns:
+        The description; the Gaussian's tensors, on the CPU; and (N,) numbers of the training inputs.
+
+    Raises:
+        PosteriorFileError: A file is missing, damaged or of another version.
+    """
+    folder = resolve_directory(source)
+    document = read_description(folder)
+    state = SavedState.from_description(document)
+    tensors = read_tensors(folder, document)
+    inputs = tensors.pop(TRAINING_INPUTS, None)
+    if inputs is None:
+        raise PosteriorFileError(f"{folder / TENSORS_NAME} lacks {TRAINING_INPUTS!r}; fit and save it again.")
+    return state, tensors, inputs

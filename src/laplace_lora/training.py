@@ -1,0 +1,198 @@
+"""LoRA fine-tuning of a classifier by the Hugging Face Trainer."""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from laplace_lora.errors import LaplaceLoRAError, MissingExtraError
+
+TokenRows = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of the adapter and of AdamW.
+
+    Attributes:
+        rank: LoRA rank r.
+        alpha: LoRA scale; the adapter's output is multiplied by alpha / r.
+        dropout: Dropout before the adapter, a probability.
+        target_modules: Names of the layers to adapt; PEFT's choice for the architecture if None.
+        epochs: Passes over the training data, at most.
+        learning_rate: Peak learning rate, after 6 % of warm-up; it falls linearly to 0.
+        head_learning_rate: The same of the classification head, which starts from scratch; as the adapter's if None.
+        weight_decay: Of AdamW.
+        batch_size: Examples per step.
+        patience: Epochs without a lower validation loss after which training stops.
+        seed: Of the head's and the adapter's start, dropout and the order of examples.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    patience: int = 2
+    seed: int = 0
+
+
+def require_training() -> None:
+    """Refuse to train without the training library.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("training needs accelerate; run: pip install 'laplace-lora[train]'.")
+
+
+def add_adapter(base: nn.Module, settings: TrainingSettings) -> peft.PeftModel:
+    """Put a fresh LoRA adapter on a sequence classifier; its head is trained in full beside it.
+
+    Args:
+        base: The base model with its head.
+        settings: Rank, scale, dropout and layers.
+
+    Returns:
+        The model to train.
+
+    Raises:
+        LaplaceLoRAError: PEFT does not know which layers to adapt, or none has such a name.
+    """
+    targets = None if settings.target_modules is None else list(settings.target_modules)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
+    try:
+        return peft.get_peft_model(base, config)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise LaplaceLoRAError(
+            f"no adapter can be put on {type(base).__name__} ({reason}); name its layers with --target-modules."
+        ) from error
+
+
+def fine_tune(
+    model: peft.PeftModel,
+    tokenizer: Any,
+    train: TokenRows,
+    validation: TokenRows | None,
+    settings: TrainingSettings,
+    *,
+    checkpoints: Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Train an adapter by cross-entropy, in place.
+
+    Args:
+        model: From :func:`add_adapter`.
+        tokenizer: Pads the rows.
+        train: Token ids, attention mask and ``labels`` of every example.
+        validation: The same of held-out examples to stop early by: the epoch with the least loss on them is kept.
+            Without them the last epoch is.
+        settings: Of AdamW.
+        checkpoints: Folder to keep the adapter of every epoch in; none are kept if not given.
+        progress: Whether to show a progress bar.
+    """
+    require_training()
+    set_seed(settings.seed)
+    with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
+        keep = checkpoints is not None
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            warmup_steps=0.06,
+            lr_scheduler_type="linear",
+            seed=settings.seed,
+            save_strategy="epoch" if validation or keep else "no",
+            save_only_model=True,
+            eval_strategy="epoch" if validation else "no",
+            load_best_model_at_end=bool(validation),
+            metric_for_best_model="eval_loss" if validation else None,
+            save_total_limit=None if keep else 1,
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=not progress,
+            dataloader_pin_memory=False,
+        )
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": _trained(model, head=False), "lr": settings.learning_rate},
+                {"params": _trained(model, head=True), "lr": settings.head_learning_rate or settings.learning_rate},
+            ],
+            weight_decay=settings.weight_decay,
+        )
+        trainer = _Trainer(
+            model=model,
+            optimizers=(optimizer, None),
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=validation,
+            callbacks=[EarlyStoppingCallback(settings.patience)] if validation else None,
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        trainer.train()
+        if checkpoints is not None:
+            for folder in sorted(Path(scratch).glob("checkpoint-*")):
+                shutil.copytree(folder, checkpoints / folder.name)
+    model.eval()
+
+
+def _trained(model: peft.PeftModel, *, head: bool) -> list[nn.Parameter]:
+    """Return the trained parameters of the head, or those of the adapter."""
+    named = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return [parameter for name, parameter in named if ("modules_to_save" in name) == head]
+
+
+class _Trainer(Trainer):
+    """A Trainer that shows progress but prints no dictionaries, and saves adapters without pickled settings."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Keep logs to itself.
+
+        Args:
+            logs: Not shown.
+            *args: As the base class.
+            **kwargs: As the base class.
+        """
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert isinstance(self.model, peft.PeftModel)
+        self.model.save_pretrained(str(output_dir or self.args.output_dir))
+
+
+class quiet_transformers:
+    """Silence transformers' notes, on a freshly made head for one; put its level back after."""
+
+    def __enter__(self) -> None:
+        """Silence."""
+        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        """Put the level back."""
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
