@@ -44,7 +44,8 @@ def _origin(model: nn.Module, run: Callable[[], Any]) -> str:
 
     handles = [module.register_forward_hook(make_hook(name)) for name, module in model.named_modules() if name]
     try:
-        with torch.no_grad():
+        # With gradients, as in the pass that failed: what hooks into it expects them.
+        with torch.enable_grad():
             run()
     finally:
         for handle in handles:

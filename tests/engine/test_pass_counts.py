@@ -1,58 +1,16 @@
 """Passes are what costs: how often the model runs, forward and backward, is part of the contract."""
 
-import dataclasses
 from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
 
+from engine.counting import Passes, counted_model
 from engine.support import close, fitted, setting
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from tiny_models import MODELS, Batch, batches, collate, once, random_examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@dataclasses.dataclass
-class Passes:
-    """How often the base model ran forward, and autograd backward."""
-
-    forward: int = 0
-    backward: int = 0
-
-    def take(self) -> tuple[int, int]:
-        """Return (forward, backward) since the last call."""
-        seen = (self.forward, self.backward)
-        self.forward = self.backward = 0
-        return seen
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
-    """Count every call of the autograd engine, whichever function leads there."""
-    counted = Passes()
-
-    def counting(function: object) -> object:
-        def call(*args: object, **kwargs: object) -> object:
-            assert not kwargs.get("is_grads_batched"), "a batched call hides how many passes it makes"
-            counted.backward += 1
-            return function(*args, **kwargs)
-
-        return call
-
-    monkeypatch.setattr(torch.autograd, "grad", counting(torch.autograd.grad))
-    monkeypatch.setattr(torch.autograd, "backward", counting(torch.autograd.backward))
-    return counted
-
-
-def _counted(model: nn.Module, passes: Passes) -> nn.Module:
-    def count(*_: object) -> None:
-        passes.forward += 1
-
-    backbone = getattr(model.get_base_model(), model.get_base_model().base_model_prefix)
-    backbone.register_forward_pre_hook(count)
-    return model
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])
@@ -71,7 +29,7 @@ def _counted(model: nn.Module, passes: Passes) -> nn.Module:
 )
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_fit_tune_predict(name: str, structure: str, fisher: str, num_labels: int, passes: Passes) -> None:
-    model = _counted(MODELS[name](num_labels), passes)
+    model = counted_model(MODELS[name](num_labels), passes)
     train, test = random_examples(7, num_labels), random_examples(4, num_labels, seed=4)
     la = fitted(model, train, size=3, structure=structure, fisher=fisher)
     contrasts = 0 if structure == "last_layer" else num_labels - 1
@@ -93,7 +51,7 @@ def test_fit_tune_predict(name: str, structure: str, fisher: str, num_labels: in
 @pytest.mark.parametrize("kfac", ["fitted", "expand", "reduce"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
 def test_passes_do_not_grow_with_the_layers(targets: object, kfac: str, passes: Passes) -> None:
-    model = _counted(MODELS["llama"](3, targets=targets), passes)
+    model = counted_model(MODELS["llama"](3, targets=targets), passes)
     fitted(model, random_examples(4), size=2, kfac=kfac)
     assert passes.take() == (2, 4)
 

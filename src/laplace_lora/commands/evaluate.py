@@ -18,7 +18,7 @@ from laplace_lora.commands.inputs import OpenAdapter, open_adapter
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.records import records
 from laplace_lora.commands.settings import AdapterSource, plain
-from laplace_lora.data import DataFile, open_rows
+from laplace_lora.data import DataFile, RowFormat, open_rows
 from laplace_lora.data.encoding import Batches
 from laplace_lora.evaluation import (
     Comparison,
@@ -33,6 +33,7 @@ from laplace_lora.evaluation import (
 from laplace_lora.evaluation.metrics import softmax
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.methods import fit_temperature
+from laplace_lora.persistence import InputFormat
 from laplace_lora.predictive import Predictive
 from laplace_lora.readouts import split_labels
 
@@ -94,7 +95,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     opened.label_names = form.label_names
     data = opened.scan(config.data, form, "required")
     validation = None if config.validation is None else opened.scan(config.validation, form, "required")
-    ood = None if config.ood is None else opened.scan(config.ood, form, "ignored")
+    ood = None if config.ood is None else opened.scan(config.ood, _other_format(config.ood, form), "ignored")
     encoder = opened.encoder(opened.complete(form, data))
 
     seconds: dict[str, float] = {}
@@ -218,6 +219,16 @@ class _Found:
             out_of_distribution=None if self.ood is None else {str(config.ood): self.ood},
             details=details,
         )
+
+
+def _other_format(path: Path, form: InputFormat) -> InputFormat:
+    """Keep the template where a file of another kind has its fields; else take that of the file's own shape."""
+    first = next(open_rows(path), None)
+    if form.template is None or first is None:
+        return form
+    if RowFormat(form.template, form.pair_template).fields() <= set(first.fields):
+        return form
+    return dataclasses.replace(form, template=None, pair_template=None)
 
 
 def _shown(precision: float | dict[str, float]) -> str:
