@@ -16,7 +16,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-FILES = ("README.md", "docs/kfac_conventions.md", "docs/real_data.md", "docs/costs.md", "docs/demo.md")
+FILES = (
+    "README.md",
+    "docs/kfac_conventions.md",
+    "docs/real_data.md",
+    "docs/costs.md",
+    "docs/demo.md",
+    "docs/command_line.md",
+)
 
 
 def load(name: str) -> Any:
@@ -62,6 +69,25 @@ def demo_seeds() -> str:
     head = ["seed", "train accuracy", "accuracy", "NLL", "KL to the truth", "ECE", "ECE floor", "bars"]
     bars = "\n".join(f"{i + 1}. {bar}" for i, bar in enumerate(document["bars"]))
     return f"{table(head, rows)}\n\nBars, per seed:\n\n{bars}\n\nMade by {origin(document)}"
+
+
+def demo_calibration() -> str:
+    """One adapter, many test sets: the ECE over its floor."""
+    document = load("demo_calibration")
+    rows = []
+    for result in document["results"]:
+        ratios = [part["ece"] / part["ece_floor"] for part in result["sets"]]
+        whole = result["together"]
+        rows.append(
+            [
+                str(result["seed"]),
+                ", ".join(f"{ratio:.2f}" for ratio in ratios),
+                f"{sum(ratio > 1.5 for ratio in ratios)} of {len(ratios)}",
+                f"{whole['ece']:.3f} (floor {whole['ece_floor']:.3f}, n={whole['n']})",
+            ]
+        )
+    head = ["development seed", "ECE over its floor on each set of 300", "above 1.5", "ECE of all sets together"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 
 def demo_readme() -> str:
@@ -161,6 +187,40 @@ def sst2() -> str:
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 
+def command_line() -> str:
+    """The verbs on real data: every method, and the differences to the trained adapter."""
+    document = load("command_line")
+    rows = []
+    for result in document["results"]:
+        start = [result["task"], result["training"], str(result["n"])]
+        for method, scores in result["methods"].items():
+            change = result["differences"].get(method, {}).get("nll")
+            rows.append(
+                [
+                    *(start if method == "map" else ["", "", ""]),
+                    {"map": "MAP", "temperature": "temperature", "laplace": "Laplace"}[method],
+                    *_scores(scores),
+                    _cell(scores["auroc"]),
+                    f"{scores['aurc']:.3f}",
+                    "" if change is None else _interval(change),
+                ]
+            )
+    head = ["task", "training", "n", "method", "accuracy", "NLL", "ECE", "ECE floor", "AUROC", "AURC", "NLL less MAP's"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def command_line_each() -> str:
+    """The commands of every run and what they said."""
+    parts = []
+    for result in load("command_line")["results"]:
+        seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+        said = [f"> {message['event']}: {message['message']}" for message in result["messages"]]
+        commands = "\n".join(f"    {command}" for command in result["commands"])
+        heading = f"### {result['task']}, {result['training']}"
+        parts.append(f"{heading}\n\n{commands}\n\n" + "\n>\n".join(said) + f"\n\nTook {seconds}.")
+    return "\n\n".join(parts)
+
+
 def passes() -> str:
     """Ratios of fit and predict to passes."""
     document = load("passes")
@@ -228,10 +288,13 @@ def memory() -> str:
 
 RENDERERS: dict[str, Callable[[], str]] = {
     "demo_seeds": demo_seeds,
+    "demo_calibration": demo_calibration,
     "demo_readme": demo_readme,
     "kfac_summary": kfac_summary,
     "kfac_each": kfac_each,
     "sst2": sst2,
+    "command_line": command_line,
+    "command_line_each": command_line_each,
     "passes": passes,
     "evidence": evidence,
     "memory": memory,
@@ -274,6 +337,16 @@ def _change(before: float, after: float, difference: Any) -> str:
 def _scores(scores: Any) -> list[str]:
     # JSON holds null for a log loss that is infinite.
     return ["∞" if scores[key] is None else f"{scores[key]:.3f}" for key in ("accuracy", "nll", "ece", "ece_floor")]
+
+
+def _cell(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _interval(value: Any) -> str:
+    if value["low"] is None:
+        return _cell(value["estimate"])
+    return f"{value['estimate']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
 def _ratio(value: Any) -> str:

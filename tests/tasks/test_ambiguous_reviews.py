@@ -9,6 +9,7 @@ import pytest
 
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.tasks import LABEL_NAMES, Review, make_reviews, make_splits
+from laplace_lora.tasks import _review_domains as domains
 from laplace_lora.tasks import _review_words as words
 from laplace_lora.tasks import ambiguous_reviews as task
 
@@ -103,8 +104,8 @@ class Scripted:
         return self.draws.pop(0)
 
 
-NOUN = words.Noun("soup", "food", False)
-PLURAL = words.Noun("noodles", "food", True)
+NOUN = domains.Noun("soup", "food", False)
+PLURAL = domains.Noun("noodles", "food", True)
 
 
 def at(items, wanted):
@@ -135,7 +136,7 @@ def test_words_are_listed_once_per_kind():
     for kind, adjectives in words.ADJECTIVES.items():
         names = [name for name, _ in adjectives]
         assert len(names) == len(set(names)), kind
-    for domain in words.DOMAINS:
+    for domain in domains.DOMAINS:
         assert {noun.kind for noun in domain.nouns} <= set(words.ADJECTIVES)
 
 

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.tasks import _review_domains as domains
 from laplace_lora.tasks import _review_words as words
 
 LABEL_NAMES = ("negative", "positive")
@@ -134,7 +135,7 @@ def _sentence(rng: random.Random) -> _Scored:
     Returns:
         The sentence, capitalised and with its full stop, and its score.
     """
-    domain = _pick(rng, words.DOMAINS)
+    domain = _pick(rng, domains.DOMAINS)
     frame = _by_weight(rng, _FRAMES)
     text, score = frame(rng, domain)
     if not text.endswith("."):
@@ -160,7 +161,7 @@ def _by_weight(rng: random.Random, frames: "Sequence[tuple[float, _Frame]]") -> 
     return frames[-1][1]
 
 
-def _clause(rng: random.Random, noun: words.Noun) -> _Scored:
+def _clause(rng: random.Random, noun: domains.Noun) -> _Scored:
     """Say one thing about one noun.
 
     Args:
@@ -200,7 +201,7 @@ def _clause(rng: random.Random, noun: words.Noun) -> _Scored:
     return _Scored(_pick(rng, stated), valence)
 
 
-def _two_nouns(rng: random.Random, domain: words.Domain) -> tuple[words.Noun, words.Noun]:
+def _two_nouns(rng: random.Random, domain: domains.Domain) -> tuple[domains.Noun, domains.Noun]:
     """Choose two different nouns of one domain.
 
     Args:
@@ -215,7 +216,7 @@ def _two_nouns(rng: random.Random, domain: words.Domain) -> tuple[words.Noun, wo
     return domain.nouns[first], domain.nouns[second + (second >= first)]
 
 
-def _plain(rng: random.Random, domain: words.Domain) -> _Scored:
+def _plain(rng: random.Random, domain: domains.Domain) -> _Scored:
     """One clause, with an opener or a circumstance that changes nothing."""
     text, score = _clause(rng, _pick(rng, domain.nouns))
     draw = rng.random()
@@ -226,7 +227,7 @@ def _plain(rng: random.Random, domain: words.Domain) -> _Scored:
     return _Scored(text, score)
 
 
-def _mixed(rng: random.Random, domain: words.Domain) -> _Scored:
+def _mixed(rng: random.Random, domain: domains.Domain) -> _Scored:
     """Two clauses set against each other; the main one weighs more."""
     noun, other = _two_nouns(rng, domain)
     conceded, main = _clause(rng, noun), _clause(rng, other)
@@ -239,21 +240,21 @@ def _mixed(rng: random.Random, domain: words.Domain) -> _Scored:
     return _Scored(_pick(rng, texts), CONCESSION * conceded.score + MAIN * main.score)
 
 
-def _joined(rng: random.Random, domain: words.Domain) -> _Scored:
+def _joined(rng: random.Random, domain: domains.Domain) -> _Scored:
     """Two clauses side by side."""
     noun, other = _two_nouns(rng, domain)
     first, second = _clause(rng, noun), _clause(rng, other)
     return _Scored(f"{first.text}, and {second.text}", JOINED * (first.score + second.score))
 
 
-def _hedged(rng: random.Random, domain: words.Domain) -> _Scored:
+def _hedged(rng: random.Random, domain: domains.Domain) -> _Scored:
     """A clause that the writer does not quite stand by."""
     hedge, factor = _pick(rng, words.HEDGES)
     text, score = _clause(rng, _pick(rng, domain.nouns))
     return _Scored(f"{hedge} {text}", factor * score)
 
 
-def _verdict(rng: random.Random, domain: words.Domain) -> _Scored:
+def _verdict(rng: random.Random, domain: domains.Domain) -> _Scored:
     """A judgement on the whole, alone or after a clause."""
     template, score = _pick(rng, words.VERDICTS)
     text = template.format(subject=domain.subject, again=domain.again)
@@ -263,7 +264,7 @@ def _verdict(rng: random.Random, domain: words.Domain) -> _Scored:
     return _Scored(text, score)
 
 
-def _comparison(rng: random.Random, domain: words.Domain) -> _Scored:
+def _comparison(rng: random.Random, domain: domains.Domain) -> _Scored:
     """A part measured against an expectation."""
     noun = _pick(rng, domain.nouns)
     phrase, score = _pick(rng, words.COMPARISONS)
@@ -273,12 +274,12 @@ def _comparison(rng: random.Random, domain: words.Domain) -> _Scored:
     return _Scored(text, score)
 
 
-def _fact(rng: random.Random, domain: words.Domain) -> _Scored:
+def _fact(rng: random.Random, domain: domains.Domain) -> _Scored:
     """A sentence without any opinion: its label is a coin toss."""
     return _Scored(_pick(rng, domain.facts), 0.0)
 
 
-_Frame = Callable[[random.Random, words.Domain], _Scored]
+_Frame = Callable[[random.Random, domains.Domain], _Scored]
 
 _FRAMES: tuple[tuple[float, _Frame], ...] = (
     (0.38, _plain),
