@@ -18,7 +18,7 @@ from laplace_lora.evaluation import compare
 def test_help_names_options_with_defaults():
     result = CliRunner().invoke(cli.app, ["demo", "--help"], env={"COLUMNS": "120", "TERM": "dumb"})
     assert result.exit_code == 0
-    for part in ("--out", "laplace-lora-demo", "--seeds", "[default: 1]", "--small", "--quiet"):
+    for part in ("--out", "laplace-lora-demo", "--seeds", "[default: 1;", "--small", "--quiet"):
         assert part in result.output
 
 

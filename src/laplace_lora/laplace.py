@@ -114,6 +114,11 @@ class LaplaceLoRA:
         return None if self._fit is None else self._fit.accuracy
 
     @property
+    def train_examples(self) -> int | None:
+        """Number of training examples, or None before ``fit``."""
+        return None if self._fit is None else self._fit.examples
+
+    @property
     def train_nll(self) -> float | None:
         """Mean NLL of the trained adapter on the training data, in nats, or None without labels or before ``fit``."""
         if self._fit is None or self._fit.log_likelihood is None:

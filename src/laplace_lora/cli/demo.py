@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from laplace_lora.cli.session import session
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report and the figures.")] = Path("laplace-lora-demo"),
@@ -18,20 +20,21 @@ def demo(
     Runs offline in under 2 minutes per seed on two cores. Writes report.html, picture.png, metrics.json and
     predictions.jsonl (one folder per seed with --seeds above 1, and results.json for all of them).
     """
-    # Imported here: --help must not wait for torch.
-    from laplace_lora.demo import DemoConfig, run_seed, seeds_table, small_config, write_results
-    from laplace_lora.evaluation import terminal_table, verdict
+    with session(quiet, json_log=False):
+        # Imported here: --help must not wait for torch.
+        from laplace_lora.demo import DemoConfig, run_seed, seeds_table, small_config, write_results
+        from laplace_lora.evaluation import terminal_table, verdict
 
-    config = small_config() if small else DemoConfig()
-    command = " ".join(["laplace-lora", *sys.argv[1:]])
-    results = []
-    for seed in range(seeds):
-        folder = out if seeds == 1 else out / f"seed-{seed}"
-        results.append(run_seed(config, seed, folder, command=command, progress=not quiet))
-        typer.echo(f"\nSeed {seed}: {verdict(results[-1].comparison)}\n")
-        typer.echo(terminal_table(results[-1].comparison))
-        typer.echo(f"\nreport: {folder / 'report.html'}")
-    if seeds > 1:
-        typer.echo("\n" + seeds_table(results))
-        write_results(out / "results.json", config, results, command)
-        typer.echo(f"\nfigures: {out / 'results.json'}")
+        config = small_config() if small else DemoConfig()
+        command = " ".join(["laplace-lora", *sys.argv[1:]])
+        results = []
+        for seed in range(seeds):
+            folder = out if seeds == 1 else out / f"seed-{seed}"
+            results.append(run_seed(config, seed, folder, command=command, progress=not quiet))
+            typer.echo(f"\nSeed {seed}: {verdict(results[-1].comparison)}\n")
+            typer.echo(terminal_table(results[-1].comparison))
+            typer.echo(f"\nreport: {folder / 'report.html'}")
+        if seeds > 1:
+            typer.echo("\n" + seeds_table(results))
+            write_results(out / "results.json", config, results, command)
+            typer.echo(f"\nfigures: {out / 'results.json'}")

@@ -171,6 +171,12 @@ class _Found:
         document: dict[str, Any] = {
             **self.comparison.to_dict(),
             "prior_precision": self.la.prior_precision,
+            "posterior": {
+                "structure": self.la.config.structure,
+                "fisher": self.la.config.fisher_for(self.opened.classes),
+                "training_examples": self.la.train_examples,
+                "bytes": self.la.posterior.nbytes,
+            },
             "temperature": self.temperature,
             "seconds": self.seconds,
             "settings": plain(self.config),
@@ -204,6 +210,7 @@ class _Found:
             ("Adapter", config.source.adapter),
             ("Data", f"{config.data}, {len(self.data)} examples"),
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
+            ("Training examples", f"{self.la.train_examples:,}"),
             ("Prior precision", _shown(self.la.prior_precision)),
         ]
         if self.temperature is not None:
