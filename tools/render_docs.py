@@ -81,12 +81,19 @@ def demo_calibration() -> str:
         rows.append(
             [
                 str(result["seed"]),
+                str(result["validation"]),
                 ", ".join(f"{ratio:.2f}" for ratio in ratios),
                 f"{sum(ratio > 1.5 for ratio in ratios)} of {len(ratios)}",
                 f"{whole['ece']:.3f} (floor {whole['ece_floor']:.3f}, n={whole['n']})",
             ]
         )
-    head = ["development seed", "ECE over its floor on each set of 300", "above 1.5", "ECE of all sets together"]
+    head = [
+        "development seed",
+        "validation",
+        "ECE over its floor on each set of 300",
+        "above 1.5",
+        "ECE of all sets together",
+    ]
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 

@@ -12,9 +12,9 @@ import peft
 import torch
 from torch import nn
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
-from transformers.utils import logging
 
 from laplace_lora.errors import LaplaceLoRAError, MissingExtraError
+from laplace_lora.quiet import quiet_transformers
 
 TokenRows = Sequence[Mapping[str, Any]]
 
@@ -180,19 +180,3 @@ class _Trainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert isinstance(self.model, peft.PeftModel)
         self.model.save_pretrained(str(output_dir or self.args.output_dir))
-
-
-class quiet_transformers:
-    """Silence transformers' notes, on a freshly made head for one; put its level back after."""
-
-    def __enter__(self) -> None:
-        """Silence."""
-        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        """Put the level back."""
-        logging.set_verbosity(self._level)
-        if self._bars:
-            logging.enable_progress_bar()

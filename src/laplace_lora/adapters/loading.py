@@ -10,11 +10,11 @@ import peft
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from laplace_lora.adapters.files import SavedAdapter
 from laplace_lora.adapters.weights import adapter_state_dict
 from laplace_lora.errors import AdapterFileError
+from laplace_lora.quiet import quiet_transformers
 
 _PREFIX = "base_model.model."
 
@@ -52,7 +52,7 @@ def load_classifier(
             "LoraConfig(task_type='SEQ_CLS')."
         )
     labels = {} if classes is None or classes == config.num_labels else {"num_labels": classes}
-    with _quiet():
+    with quiet_transformers():
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
@@ -104,7 +104,7 @@ def saved_classes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | N
 def _empty_shapes(config: Any, classes: int) -> dict[str, tuple[int, ...]]:
     config = copy.deepcopy(config)
     config.num_labels = classes
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet_transformers():
         model = AutoModelForSequenceClassification.from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
@@ -180,17 +180,3 @@ def _reason(error: Exception) -> str:
     # "Error(s) in loading state_dict for X:" says nothing; the line under it names the tensor.
     chosen = lines[1] if len(lines) > 1 and lines[0].endswith(":") else next(iter(lines), type(error).__name__)
     return chosen.rstrip(".:")[:300]
-
-
-class _quiet:
-    """Silence transformers' reports on new heads; everything they say is checked here. Put its level back after."""
-
-    def __enter__(self) -> None:
-        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        logging.set_verbosity(self._level)
-        if self._bars:
-            logging.enable_progress_bar()

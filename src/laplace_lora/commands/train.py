@@ -17,7 +17,8 @@ from laplace_lora.data import DataFile, LabelReader, RowFormat, open_rows, scan
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
-from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, quiet_transformers, require_training
+from laplace_lora.quiet import quiet_transformers
+from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
 
 #: Most classes that are counted where no names are given.
 MOST_CLASSES = 10_000

@@ -85,6 +85,34 @@ class SeedResult:
         }
 
 
+def train_as_configured(
+    config: DemoConfig, rows: list[dict[str, Any]], seed: int, *, progress: bool = True
+) -> tuple[Any, Any]:
+    """Train the demo's adapter.
+
+    Args:
+        config: Sizes and settings.
+        rows: ``text`` and ``label`` each.
+        seed: Of the adapter's start and the order of training.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    return train_adapter(
+        encoder_folder(),
+        rows,
+        classes=len(LABEL_NAMES),
+        rank=config.rank,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        head_learning_rate=config.head_learning_rate,
+        batch_size=config.batch_size,
+        seed=seed,
+        progress=progress,
+    )
+
+
 def run_seed(config: DemoConfig, seed: int, out: Path, *, command: str, progress: bool = True) -> SeedResult:
     """Run the demo once and write its report.
 
@@ -108,18 +136,7 @@ def run_seed(config: DemoConfig, seed: int, out: Path, *, command: str, progress
 
     splits = make_splits({"train": config.train, "test": config.test, "validation": config.validation}, seed)
     train, test, validation = (_rows(splits[name]) for name in ("train", "test", "validation"))
-    model, tokenizer = train_adapter(
-        encoder_folder(),
-        train,
-        classes=len(LABEL_NAMES),
-        rank=config.rank,
-        epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        head_learning_rate=config.head_learning_rate,
-        batch_size=config.batch_size,
-        seed=seed,
-        progress=progress,
-    )
+    model, tokenizer = train_as_configured(config, train, seed, progress=progress)
     lap("train")
     la = LaplaceLoRA(model, dataclasses.replace(config.laplace, progress=progress))
     la.fit(batches(train, tokenizer, 32))

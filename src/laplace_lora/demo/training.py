@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, quiet_transformers, require_training
+from laplace_lora.quiet import quiet_transformers
+from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
 
 Row = Mapping[str, Any]
 
