@@ -23,7 +23,7 @@ from laplace_lora.demo.encoder import encoder_folder
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"validation": 200, "test": 500, "labels": "negative,positive", "max_length": None},
     "rte": {"validation": 200, "test": 277, "labels": "entailment,not entailment", "max_length": None},
-    "boolq_passage": {"validation": 200, "test": 400, "labels": None, "max_length": 192},
+    "boolq_passage": {"validation": 200, "test": 400, "labels": None, "max_length": 128},
 }
 TRAINING = {"all epochs": False, "early stopping": True}
 

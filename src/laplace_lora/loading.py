@@ -9,11 +9,26 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from laplace_lora.adapters import load_classifier, read_saved_adapter
-from laplace_lora.errors import AdapterFileError
-from laplace_lora.persistence import CONFIG_NAME, TRAINING_NAME, download_adapter
-from laplace_lora.readouts import label_names_of
+from laplace_lora.errors import AdapterFileError, PosteriorFileError
+from laplace_lora.persistence import (
+    CONFIG_NAME,
+    TRAINING_NAME,
+    InputFormat,
+    download_adapter,
+    input_format_from,
+    read_description,
+)
+from laplace_lora.readouts import is_causal, label_names_of
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
 
 
 def load_adapter(
@@ -51,31 +66,51 @@ def load_adapter(
     return model, tokenizer, _label_names(folder, model)
 
 
-def saved_input_format(folder: Path) -> dict[str, Any] | None:
+def saved_input_format(folder: Path) -> InputFormat | None:
     """Read how inputs were made, as saved with a posterior or, before there is one, by ``laplace-lora train``.
 
     Args:
         folder: The adapter's folder.
 
     Returns:
-        The entry ``input_format``, unchecked, or None.
+        The format, or None if neither is there. A damaged posterior is not used, which a warning says: it can be
+        fitted anew.
+
+    Raises:
+        AdapterFileError: What ``laplace-lora train`` left is damaged.
     """
-    for name in (CONFIG_NAME, TRAINING_NAME):
+    if (folder / CONFIG_NAME).exists():
         try:
-            document = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue  # a damaged posterior is reported where it is read in earnest
-        form = document.get("input_format") if isinstance(document, dict) else None
-        if isinstance(form, dict):
-            return form
-    return None
+            return input_format_from(read_description(folder)["input_format"])
+        except (PosteriorFileError, KeyError, TypeError):
+            warnings.warn(f"{folder / CONFIG_NAME} is damaged; what it says of inputs is not used.", stacklevel=2)
+    path = folder / TRAINING_NAME
+    if not path.exists():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(document, dict) and not {"library_version", "input_format"} & set(document):
+            return None  # somebody else's file of that name
+        return input_format_from(document["input_format"])
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, PosteriorFileError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
+        raise AdapterFileError(
+            f"{path} is damaged ({reason}); copy the adapter again, or remove that file and give fit --labels, "
+            "--template and --max-length."
+        ) from error
 
 
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except Exception as error:  # transformers and tokenizers raise whatever they please
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        # Where no vocabulary is found, transformers makes a tokenizer that knows no word. Looking up a special token
+        # that is damaged ends in a RecursionError.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise ValueError("it has no vocabulary")
+    except BaseException as error:  # transformers and tokenizers raise whatever they please, Rust's panics among it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
         raise AdapterFileError(
             f"the tokenizer in {source} cannot be loaded ({reason}); save it beside the adapter "
             "(tokenizer.save_pretrained)."
@@ -93,7 +128,7 @@ def set_padding(model: Any, tokenizer: Any) -> None:
     Raises:
         AdapterFileError: There is no token that could stand in, or it is beyond the model's embeddings.
     """
-    embeddings = model.get_input_embeddings().weight.shape[0]
+    embedded = model.get_input_embeddings().weight.shape[0]
     if tokenizer.pad_token_id is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
         if stand_in is None:
@@ -102,20 +137,24 @@ def set_padding(model: Any, tokenizer: Any) -> None:
                 "adapter."
             )
         tokenizer.pad_token = stand_in
+        if tokenizer.pad_token_id is None:
+            raise AdapterFileError(
+                f"the tokenizer has no padding token, and its {stand_in!r} is not in its vocabulary; set "
+                "tokenizer.pad_token and save it beside the adapter."
+            )
         warnings.warn(f"the tokenizer has no padding token; {stand_in!r} is used.", stacklevel=3)
-    if tokenizer.pad_token_id >= embeddings:
+    if tokenizer.pad_token_id >= embedded:
         raise AdapterFileError(
-            f"the padding token {tokenizer.pad_token!r} has index {tokenizer.pad_token_id}, the base has {embeddings} "
+            f"the padding token {tokenizer.pad_token!r} has index {tokenizer.pad_token_id}, the base has {embedded} "
             "embeddings; save the tokenizer that the adapter was trained with beside it."
         )
     config: Any = model.get_base_model().config
-    if getattr(config, "pad_token_id", None) is None:
-        # Causal classifiers find the last real token by it.
+    if getattr(config, "pad_token_id", None) is None or is_causal(model):
+        # Causal classifiers find the last real token by it: it must be what this tokenizer pads with.
         config.pad_token_id = tokenizer.pad_token_id
 
 
 def _label_names(folder: Path, model: Any) -> tuple[str, ...] | None:
-    names = (saved_input_format(folder) or {}).get("label_names")
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return label_names_of(model)
+    saved = saved_input_format(folder)
+    # Where a format was saved without names, the classes have none; those of the base are another task's.
+    return saved.label_names if saved is not None else label_names_of(model)

@@ -60,12 +60,13 @@ def require_training() -> None:
         raise MissingExtraError("training needs accelerate; run: pip install 'laplace-lora[train]'.")
 
 
-def add_adapter(base: nn.Module, settings: TrainingSettings) -> peft.PeftModel:
+def add_adapter(base: nn.Module, settings: TrainingSettings, also: Sequence[str] = ()) -> peft.PeftModel:
     """Put a fresh LoRA adapter on a sequence classifier; its head is trained in full beside it.
 
     Args:
         base: The base model with its head.
         settings: Rank, scale, dropout and layers.
+        also: Names of layers to train in full beside the head.
 
     Returns:
         The model to train.
@@ -80,6 +81,7 @@ def add_adapter(base: nn.Module, settings: TrainingSettings) -> peft.PeftModel:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        modules_to_save=list(also) or None,
     )
     try:
         return peft.get_peft_model(base, config)

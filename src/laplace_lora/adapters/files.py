@@ -53,8 +53,24 @@ def read_saved_adapter(folder: Path) -> SavedAdapter:
         raise AdapterFileError(f"{path} holds no JSON object; save the adapter again.")
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnsupportedAdapterError(f"{folder} holds an adapter of type {kind}, not LORA; train a LoRA adapter.")
-    return SavedAdapter(folder, config, _check_weights(folder))
+        raise UnsupportedAdapterError(
+            f"{folder} holds an adapter of type {str(kind)[:40]}, not LORA; train a LoRA adapter."
+        )
+    shapes = _check_weights(folder)
+    _check_rank(path, config, shapes)
+    return SavedAdapter(folder, config, shapes)
+
+
+def _check_rank(path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a rank that no saved matrix has, before PEFT makes matrices of it."""
+    pattern = config.get("rank_pattern") or {}
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else (None,))]
+    saved = {size for name, shape in shapes.items() if "lora_" in name for size in shape}
+    for rank in ranks:
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1 or rank > max(saved, default=0):
+            raise AdapterFileError(
+                f"{path} says rank {str(rank)[:40]}, which the saved weights do not have; save the adapter again."
+            )
 
 
 def _no_adapter(folder: Path) -> str:
@@ -90,4 +106,4 @@ def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")

@@ -1,9 +1,10 @@
 """A saved adapter put onto its base model, or refused with what does not fit."""
 
 import copy
+import math
+import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -17,6 +18,8 @@ from laplace_lora.errors import AdapterFileError
 from laplace_lora.quiet import quiet_transformers
 
 _PREFIX = "base_model.model."
+_MOST_LAYERS = 10_000
+_SMALL = 10**7
 
 
 def load_classifier(
@@ -37,8 +40,9 @@ def load_classifier(
     Raises:
         AdapterFileError: The base is unknown, cannot be loaded, or is not the adapter's.
     """
-    name = base or _stated_base(saved)
-    revision = revision or saved.config.get("revision")
+    name = _given_base(base) if base is not None else _stated_base(saved)
+    if revision is None and base is None:  # the saved one is the saved base's
+        revision = saved.config.get("revision")
     task = saved.config.get("task_type")
     if task not in (None, "SEQ_CLS"):
         raise AdapterFileError(
@@ -46,6 +50,7 @@ def load_classifier(
         )
     config = _base_config(name, revision, saved)
     classes = saved_classes(config, saved.shapes)
+    _refuse_absurd_size(name, config, classes or 2)
     if classes is None and task is None:
         raise AdapterFileError(
             f"the adapter in {saved.folder} names no task type and holds no classification head; train it with "
@@ -60,6 +65,7 @@ def load_classifier(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
+                trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head of other classes is replaced by the adapter's
                 **labels,
             )
@@ -115,22 +121,49 @@ def _stated_base(saved: SavedAdapter) -> str:
         raise AdapterFileError(
             f"adapter_config.json in {saved.folder} names no base model; give it with --base (in Python: base=...)."
         )
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-    if looks_local and not Path(name).expanduser().is_dir():
+    if _looks_local(name) and not os.path.isdir(os.path.expanduser(name)):
         raise AdapterFileError(
-            f"the base model {name} that adapter_config.json in {saved.folder} names is not there any more; say where "
-            "it is with --base (in Python: base=...)."
+            f"the base model {name[:300]} that adapter_config.json in {saved.folder} names is not there any more; say "
+            "where it is with --base (in Python: base=...)."
         )
-    return str(Path(name).expanduser()) if looks_local else name
+    return os.path.expanduser(name) if _looks_local(name) else name
+
+
+def _given_base(name: str) -> str:
+    path = os.path.expanduser(name)
+    if not os.path.isdir(path) and (not name or _looks_local(name) or os.path.exists(path)):
+        raise AdapterFileError(f"the base model {name or 'of an empty name'} is no folder; mend --base.")
+    return path
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _base_config(name: str, revision: str | None, saved: SavedAdapter) -> Any:
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        layers = getattr(config, "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > _MOST_LAYERS:
+            raise ValueError(f"config.json says {layers} layers")
         _empty_shapes(config, 2)
     except Exception as error:  # transformers raises whatever it pleases
         raise AdapterFileError(_base_message(name, saved, error)) from error
     return config
+
+
+def _refuse_absurd_size(name: str, config: Any, classes: int) -> None:
+    """Refuse a damaged config.json before memory is taken for what it describes."""
+    if not os.path.isdir(name):
+        return
+    there = sum(os.path.getsize(entry.path) for entry in os.scandir(name) if entry.is_file())
+    described = sum(math.prod(shape) for shape in _empty_shapes(config, classes).values())
+    # Half a byte per weight is the least that quantised checkpoints take; tied weights are described twice.
+    if described > 8 * there + _SMALL:
+        raise AdapterFileError(
+            f"config.json of the base {name} describes {described:,} weights, and all its files hold {there:,} bytes; "
+            "get a sound copy of it, or name another with --base."
+        )
 
 
 def _base_message(name: str, saved: SavedAdapter, error: Exception) -> str:

@@ -14,7 +14,7 @@ Revision = Annotated[
     str | None, typer.Option(help="Revision of the base on the hub.  [default: as in adapter_config.json]")
 ]
 Dtype = Annotated[str, typer.Option(help="dtype of the base: auto (the checkpoint's), float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; auto takes a GPU if there is one.")]
 Labels = Annotated[
     str | None,
     typer.Option(

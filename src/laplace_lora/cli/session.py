@@ -1,7 +1,9 @@
 """What surrounds every verb: one line for every error, and an exit status that says which kind it was."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from laplace_lora.commands.console import Console
 
-#: Exit statuses: a foreseen error, an unforeseen one (a bug), an interruption (as shells count it).
-FAILED, BROKEN, INTERRUPTED = 1, 70, 130
+#: Exit statuses: a foreseen error, an unforeseen one (a bug), Ctrl-C and a request to end (as shells count them).
+FAILED, BROKEN, INTERRUPTED, TERMINATED = 1, 70, 130, 143
 #: Set this variable to see the whole traceback of an error.
 TRACEBACK = "LAPLACE_LORA_TRACEBACK"
 
@@ -30,14 +32,21 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
     Raises:
         SystemExit: Something went wrong.
     """
-    from laplace_lora.commands.console import Console
-    from laplace_lora.errors import LaplaceLoRAError
+    try:
+        from laplace_lora.commands.console import Console
+        from laplace_lora.errors import LaplaceLoRAError
+    except KeyboardInterrupt:  # torch takes seconds to import
+        print("laplace-lora: interrupted; nothing was written.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
     console = Console(quiet, json_log)
     try:
         _hush_libraries()
-        with console.warnings_as_lines():
+        with _ended_politely(), console.warnings_as_lines():
             yield console
+    except _Terminated:
+        console.error("asked to end; nothing was written.")
+        raise SystemExit(TERMINATED) from None
     except KeyboardInterrupt:
         console.error("interrupted; nothing was written.")
         raise SystemExit(INTERRUPTED) from None
@@ -49,14 +58,48 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
         _traceback_if_wanted(error)
         console.error(str(error))
         raise SystemExit(FAILED) from None
+    except OSError as error:
+        _traceback_if_wanted(error)
+        about = f"{error.filename}: " if error.filename else ""
+        console.error(f"{about}{error.strerror or error}; check the path, its permissions and the free space.")
+        raise SystemExit(FAILED) from None
     except Exception as error:
         _traceback_if_wanted(error)
+        if _out_of_memory(error):
+            console.error("the memory is full; give a smaller --batch-size, or --top-k to predict.")
+            raise SystemExit(FAILED) from None
         first = next(iter(str(error).splitlines()), "")
         console.error(
             f"internal error, {type(error).__name__}: {first[:300]}. Please report it; {TRACEBACK}=1 shows where it "
             "happened."
         )
         raise SystemExit(BROKEN) from None
+
+
+class _Terminated(BaseException):
+    """A request to end, raised like Ctrl-C so that half-written files are removed on the way."""
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from torch import OutOfMemoryError
+
+    # On the CPU it is a RuntimeError of "DefaultCPUAllocator: can't allocate memory".
+    return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _traceback_if_wanted(error: Exception) -> None:

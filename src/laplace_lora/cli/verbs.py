@@ -33,11 +33,13 @@ def train(
         typer.Option(help="Layers to adapt: query,value.  [default: PEFT's choice]", metavar="A,B,C"),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 10,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak rate of AdamW, with linear decay.")] = 1e-3,
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Peak rate of AdamW, with linear decay.")
+    ] = 1e-3,
     head_learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, help="The same of the new head.  [default: as --learning-rate]")
+        float | None, typer.Option(min=0.0, max=10.0, help="The same of the new head.  [default: as --learning-rate]")
     ] = None,
-    weight_decay: Annotated[float, typer.Option(min=0.0, help="Of AdamW.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(min=0.0, max=10.0, help="Of AdamW.")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.", metavar="ROWS")] = 16,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without less validation loss before stopping.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of the start, dropout and the order of rows.")] = 0,
@@ -109,9 +111,9 @@ def fit(
     with session(quiet, json_log) as console:
         from laplace_lora import LaplaceConfig, commands
 
-        laplace = LaplaceConfig(
-            structure=_choice(structure), fisher=_choice(fisher), prior_groups=_choice(prior_groups), seed=seed
-        )
+        # LaplaceConfig refuses what it does not know, in the same words as in Python.
+        choices: dict[str, Any] = {"structure": structure, "fisher": fisher, "prior_groups": prior_groups}
+        laplace = LaplaceConfig(**choices, seed=seed)
         commands.fit(
             commands.FitConfig(
                 source=_source(adapter, base, revision, dtype, device),
@@ -208,11 +210,6 @@ def _source(adapter: str, base: str | None, revision: str | None, dtype: str, de
     from laplace_lora.commands import AdapterSource
 
     return AdapterSource(adapter, base, revision, dtype, device)
-
-
-def _choice(value: str) -> Any:
-    # LaplaceConfig refuses what it does not know, in the same words as in Python.
-    return value
 
 
 def _prior(prior: str | None) -> str | float | None:

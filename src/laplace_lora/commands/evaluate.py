@@ -4,22 +4,20 @@ import dataclasses
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
 from laplace_lora.commands.output import check_writable, whole_files
-from laplace_lora.commands.records import records
-from laplace_lora.commands.settings import AdapterSource, plain
+from laplace_lora.commands.records import records, require_probabilities
+from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
+from laplace_lora.commands.watched import Watched
 from laplace_lora.data import DataFile, RowFormat, open_rows
-from laplace_lora.data.encoding import Batches
 from laplace_lora.evaluation import (
     Comparison,
     OutOfDistribution,
@@ -90,7 +88,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         next(open_rows(path), None)
     check_writable(config.out)
     opened = open_adapter(config.source)
-    la = LaplaceLoRA.from_pretrained(opened.model, config.posterior or config.source.adapter)
+    la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
     form = la.input_format
     opened.label_names = form.label_names
     data = opened.scan(config.data, form, "required")
@@ -100,18 +98,16 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    batches = _Watched(encoder.batches(data, config.batch_size), la)
+    batches = Watched(encoder.batches(data, config.batch_size), la)
     inside = _predict(la, batches, "evaluate", console)
     seconds["predict"] = time.perf_counter() - start
-    if batches.seen:
-        console.warn(
-            f"{batches.seen} of {len(data)} rows in {config.data} were in the posterior's training data, where every "
-            "figure flatters; evaluate on other rows."
-        )
+    batches.warn(console, config.data, "every figure flatters")
     temperature = None
     if validation is not None:
         start = time.perf_counter()
-        temperature = _temperature(la, encoder.batches(validation, config.batch_size), console)
+        held_out = Watched(encoder.batches(validation, config.batch_size), la)
+        temperature = _temperature(la, held_out, console)
+        held_out.warn(console, config.validation, "the temperature chosen on them is too low")
         seconds["temperature"] = time.perf_counter() - start
     outside = None if ood is None else _predict(la, encoder.batches(ood, config.batch_size), "ood", console)
     labels = np.array([example.label for example in data])
@@ -131,23 +127,6 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         found.write(folder)
     console.say("saved", f"report in {config.out / 'report.html'}", out=str(config.out))
     return Evaluation(comparison, detection, f"{verdict(comparison)}\n\n{terminal_table(comparison)}")
-
-
-@dataclasses.dataclass
-class _Watched:
-    """Batches on their way to the model, counted if the posterior was fitted to them."""
-
-    batches: Batches
-    la: LaplaceLoRA
-    seen: int = 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for batch in self.batches:
-            self.seen += int(self.la.seen_in_fit(batch).sum())
-            yield batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +225,13 @@ def _shown(precision: float | dict[str, float]) -> str:
 
 def _predict(la: LaplaceLoRA, batches: Any, description: str, console: Console) -> Predictive:
     bar = tqdm(batches, desc=description, unit="batch", disable=not console.progress)
-    return Predictive.concatenate([la.predict(batch).to("cpu") for batch in bar])
+    parts = []
+    for batch in bar:
+        part = la.predict(batch).to("cpu")
+        require_probabilities(part)
+        # A covariance is K x K numbers per row, and nothing here reads it.
+        parts.append(dataclasses.replace(part, covariance=part.covariance[:, :0, :0]))
+    return Predictive.concatenate(parts)
 
 
 def _methods(predictive: Predictive, temperature: float | None) -> dict[str, Any]:
@@ -256,7 +241,7 @@ def _methods(predictive: Predictive, temperature: float | None) -> dict[str, Any
     return {**methods, "laplace": predictive.probabilities.numpy()}
 
 
-def _temperature(la: LaplaceLoRA, batches: Batches, console: Console) -> float:
+def _temperature(la: LaplaceLoRA, batches: Watched, console: Console) -> float:
     """Choose the temperature on the trained adapter's logits: forward passes only."""
     logits, labels = [], []
     device = next(la.model.parameters()).device

@@ -1,22 +1,33 @@
 """``laplace-lora fit``: one pass over the training data, and a prior."""
 
 import dataclasses
+import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
 from laplace_lora.commands.output import check_writable
-from laplace_lora.commands.settings import AdapterSource
+from laplace_lora.commands.settings import AdapterSource, local_or_hub
+from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.data import DataFile, Encoder, open_rows
-from laplace_lora.errors import LaplaceLoRAError, OutputError
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.loading import saved_input_format
-from laplace_lora.persistence import InputFormat, input_format_from
+from laplace_lora.persistence import InputFormat, download_adapter
 
-#: Below this share above the commonest class, the adapter has learnt nothing of these labels.
-NO_BETTER = 0.02
+#: With more than this share of the errors of always answering the commonest class, the adapter has learnt nothing.
+NO_BETTER = 0.95
+_OVERFLOW = (
+    "the curvature is NaN or infinite, though the logits are not: gradients overflow; load the base in float32 "
+    "(--dtype float32), or train again with a lower learning rate"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +72,18 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
 
     Raises:
         LaplaceLoRAError: Something does not fit; nothing is written then.
-        OutputError: The folder cannot be written.
     """
-    prior = config.prior or ("validation" if config.validation is not None else "evidence")
+    prior = config.prior
+    if prior is None:
+        prior = "validation" if config.validation is not None else "evidence"
     if isinstance(prior, str) and prior not in ("evidence", "validation"):
         raise LaplaceLoRAError(f"prior {prior!r} is not known; choose evidence, validation or a positive number.")
+    if not isinstance(prior, str) and not 0.0 < prior < math.inf:
+        raise LaplaceLoRAError(f"prior {prior} is no precision; choose evidence, validation or a positive number.")
     if prior == "validation" and config.validation is None:
         raise LaplaceLoRAError("prior 'validation' needs held-out data; give it with --validation, or use evidence.")
+    if prior != "validation" and config.validation is not None:
+        raise LaplaceLoRAError(f"prior {prior} uses no held-out data; leave out --validation, or use prior validation.")
     for path in filter(None, (config.data, config.validation)):
         next(open_rows(path), None)  # a wrong path is told before a model is loaded
     out = _output_folder(config)
@@ -86,14 +102,18 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     la = LaplaceLoRA(opened.model, laplace, input_format=form)
     _say_plan(console, la, opened, data, config)
     start = time.perf_counter()
-    la.fit(encoder.batches(data, config.batch_size))
-    seconds = time.perf_counter() - start
-    _say_fit(console, la, data, encoder, seconds)
-    if prior == "validation":
-        assert validation is not None
-        la.tune_prior("validation", encoder.batches(validation, config.batch_size))
-    elif prior == "evidence":
-        la.tune_prior("evidence")
+    with _overflow_reported():
+        la.fit(encoder.batches(data, config.batch_size))
+        seconds = time.perf_counter() - start
+        _refuse_non_finite(la)
+        _say_fit(console, la, data, encoder, seconds)
+        if prior == "validation":
+            assert validation is not None
+            watched = Watched(encoder.batches(validation, config.batch_size), la)
+            la.tune_prior("validation", watched)
+            watched.warn(console, config.validation, "the prior precision chosen on them is too high or too low")
+        elif prior == "evidence":
+            la.tune_prior("evidence")
     shown = la.prior_precision if isinstance(la.prior_precision, float) else min(la.prior_precision.values())
     console.say(
         "prior",
@@ -101,19 +121,30 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
         + ("" if isinstance(la.prior_precision, float) else " and above, by group"),
         prior_precision=la.prior_precision,
     )
-    try:
-        la.save_pretrained(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written ({error.strerror or error}); give another place.") from error
+    la.save_pretrained(out)
     console.say("saved", f"posterior saved in {out}", out=str(out), bytes=la.posterior.nbytes)
     return la
+
+
+@contextmanager
+def _overflow_reported() -> Iterator[None]:
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise LaplaceLoRAError(f"{_OVERFLOW}.") from error
+
+
+def _refuse_non_finite(la: LaplaceLoRA) -> None:
+    for name, tensor in la.posterior.tensors().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise LaplaceLoRAError(f"{_OVERFLOW} ({name}).")
 
 
 def _output_folder(config: FitConfig) -> Path:
     if config.out is not None:
         return config.out
     folder = Path(config.source.adapter)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise LaplaceLoRAError(
             f"{folder} is no folder here, so that the posterior cannot be saved beside the adapter; give --out."
         )
@@ -121,9 +152,7 @@ def _output_folder(config: FitConfig) -> Path:
 
 
 def _given_format(config: FitConfig) -> InputFormat:
-    folder = Path(config.source.adapter)
-    document = saved_input_format(folder) if folder.is_dir() else None
-    saved = InputFormat() if document is None else input_format_from(document)
+    saved = saved_input_format(download_adapter(local_or_hub(config.source.adapter))) or InputFormat()
     if config.template is not None:
         saved = dataclasses.replace(saved, template=config.template, pair_template=None)
     if config.max_length is not None:
@@ -163,7 +192,7 @@ def _say_fit(console: Console, la: LaplaceLoRA, data: DataFile, encoder: Encoder
             f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens; if training saw more of them, give "
             "--max-length."
         )
-    if accuracy < data.majority + NO_BETTER and accuracy < 1.0:
+    if 1.0 - accuracy > NO_BETTER * (1.0 - data.majority):
         console.warn(
             f"the adapter is right on {accuracy:.3f} of its training data, no better than always answering the "
             f"commonest class ({data.majority:.3f}): check the base model, the order of the labels and the template."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from laplace_lora.commands.settings import AdapterSource
+from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, scan
 from laplace_lora.data.scan import Labels
 from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, UnsupportedInputError
@@ -74,7 +74,7 @@ class OpenAdapter:
         return InputFormat(
             label_names=self.label_names,
             template=file.form.template,
-            max_length=form.max_length or default_max_length(self.model, self.tokenizer),
+            max_length=checked_max_length(form.max_length, self.model, self.tokenizer),
             padding_side=form.padding_side or default_padding_side(self.model, self.tokenizer),
             pair_template=file.form.pair_template,
         )
@@ -88,7 +88,7 @@ class OpenAdapter:
         Returns:
             The encoder.
         """
-        return Encoder(self.tokenizer, form.max_length, form.padding_side or "right")
+        return make_encoder(self.model, self.tokenizer, form)
 
 
 def open_adapter(source: AdapterSource, label_names: tuple[str, ...] | None = None) -> OpenAdapter:
@@ -108,14 +108,16 @@ def open_adapter(source: AdapterSource, label_names: tuple[str, ...] | None = No
     if source.dtype not in _DTYPES:
         raise LaplaceLoRAError(f"dtype {source.dtype!r} is not known; choose one of {', '.join(_DTYPES)}.")
     device = _device(source.device)
-    # A relative folder is a folder, not a repository of the same name.
-    adapter: str | Path = Path(source.adapter) if Path(source.adapter).exists() else source.adapter
+    adapter = local_or_hub(source.adapter)
     dtype = source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     model, tokenizer, names = load_adapter(adapter, source.base, source.revision, dtype)
     config: Any = getattr(model, "config", None)
     classes = int(config.num_labels)
     if label_names is None and names is not None and len(names) != classes:
-        raise AdapterFileError(f"{len(names)} label names are saved for {classes} classes; give them with --labels.")
+        raise AdapterFileError(
+            f"{len(names)} label names are saved with {source.adapter}, which has {classes} classes; give them to fit "
+            "with --labels a,b,c."
+        )
     opened = OpenAdapter(model.to(device), tokenizer, label_names or names, classes)
     opened.labels  # noqa: B018 - refuses names that do not fit before any file is read
     return opened
@@ -131,12 +133,61 @@ def default_max_length(model: nn.Module, tokenizer: Any) -> int | None:
     Returns:
         A number of tokens, special ones included.
     """
-    limits = [tokenizer.model_max_length]
+    limits = (tokenizer.model_max_length, _positions(model))
+    said = [int(limit) for limit in limits if isinstance(limit, int | float) and 1 < limit < _NO_LIMIT]
+    return min(said, default=None)
+
+
+def checked_max_length(wanted: int | None, model: nn.Module, tokenizer: Any) -> int | None:
+    """Return a maximum length that the model takes.
+
+    Args:
+        wanted: What was given or saved; the default if None.
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        A number of tokens, special ones included; None without a limit.
+
+    Raises:
+        UnsupportedInputError: The model has fewer positions.
+    """
+    if wanted is None:
+        return default_max_length(model, tokenizer)
+    positions = _positions(model)
+    if positions is not None and wanted > positions:
+        raise UnsupportedInputError(
+            f"inputs of up to {wanted} tokens are wanted, and the model has {positions} positions; fit with "
+            f"--max-length {positions} or less."
+        )
+    return wanted
+
+
+def make_encoder(model: nn.Module, tokenizer: Any, form: InputFormat) -> Encoder:
+    """Return what makes batches of texts.
+
+    Args:
+        model: The model that the batches are for.
+        tokenizer: Its tokenizer.
+        form: A complete format.
+
+    Returns:
+        The encoder.
+    """
+    embedded: Any = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module is typed, PEFT is not
+    return Encoder(tokenizer, form.max_length, form.padding_side or "right", embedded.weight.shape[0])
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Return the number of positions of a model, or None if it says none."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(positions, int):
-        limits.append(positions)
-    smallest = min(limits)
-    return int(smallest) if smallest < _NO_LIMIT else None
+    if isinstance(positions, bool) or not isinstance(positions, int) or positions < 1:
+        return None
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind that of the padding token.
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return min(positions, module.num_embeddings - module.padding_idx - 1)
+    return positions
 
 
 def default_padding_side(model: nn.Module, tokenizer: Any) -> str:

@@ -1,11 +1,14 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from laplace_lora.errors import OutputError
 
@@ -20,10 +23,16 @@ def check_writable(folder: Path) -> None:
         OutputError: It, or the folder it would be made in, cannot be written.
     """
     existing = folder
-    while not existing.exists() and existing != existing.parent:
+    # os.path, since Path.exists raises on names that are too long
+    while not os.path.exists(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
         raise OutputError(f"{existing} is not a folder; give another place for the output.")
+    try:
+        os.lstat(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise OutputError(f"{folder} cannot be made ({error.strerror or error}); give another place.") from error
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -43,9 +52,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    path = path.resolve()  # a link stays one, and what it points to is replaced
+    with _reported(path), _made(path.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}-", suffix=".tmp", dir=path.parent)
         os.close(handle)
         staged = Path(name)
         try:
@@ -67,9 +76,7 @@ def whole_files(folder: Path) -> Iterator[Path]:
     Yields:
         Where to write.
     """
-    with _reported(folder):
-        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+    with _reported(folder), _made(folder):
         staged = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
         try:
             yield staged
@@ -77,27 +84,52 @@ def whole_files(folder: Path) -> Iterator[Path]:
             for entry in entries:
                 if entry.is_file():
                     _sync(entry)
-            for entry in entries:
-                target = folder / entry.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                os.replace(entry, target)
+            _move_all(entries, folder, Path(tempfile.mkdtemp(dir=staged)))
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-            for parent in made:
-                # Those that stayed empty were made for nothing.
-                if parent.exists() and not any(parent.iterdir()):
-                    parent.rmdir()
+
+
+def _move_all(entries: list[Path], folder: Path, aside: Path) -> None:
+    """Move files and folders into place, or put back what was there."""
+    targets = [folder / entry.name for entry in entries]
+    for entry, target in zip(entries, targets, strict=True):
+        if target.exists() and (target.is_dir() or entry.is_dir()):
+            raise OutputError(f"{target} is in the way; remove it or give another place for the output.")
+    try:
+        for entry, target in zip(entries, targets, strict=True):
+            if target.exists():
+                os.replace(target, aside / target.name)
+            os.replace(entry, target)
+    except BaseException:
+        for entry, target in zip(entries, targets, strict=True):
+            if not entry.exists():
+                os.replace(target, entry)
+            if (aside / target.name).exists():
+                os.replace(aside / target.name, target)
+        raise
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents, and remove those that stayed empty."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for parent in missing:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
 
 
 @contextmanager
 def _reported(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own class
+        reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); nothing was left there. Free space or give "
-            "another place."
+            f"{path} cannot be written ({reason}); nothing was left there. Free space or give another place."
         ) from error
 
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import open_adapter
 from laplace_lora.commands.output import check_writable, whole_file
-from laplace_lora.commands.records import records
-from laplace_lora.commands.settings import AdapterSource
+from laplace_lora.commands.records import records, require_probabilities
+from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
 from laplace_lora.data import open_rows
+from laplace_lora.errors import LaplaceLoRAError, OutputError
 from laplace_lora.laplace import LaplaceLoRA
 
 STANDARD = "-"
@@ -53,16 +54,24 @@ def predict(config: PredictConfig, console: Console) -> int:
 
     Returns:
         Number of rows.
+
+    Raises:
+        LaplaceLoRAError: Something does not fit; nothing is written then.
     """
     if config.out != STANDARD:
-        check_writable(Path(config.out).parent)
+        _check_output(config)
     with _readable(config.data) as (path, name):
-        next(open_rows(path, name), None)
+        next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
         opened = open_adapter(config.source)
-        la = LaplaceLoRA.from_pretrained(opened.model, config.posterior or config.source.adapter)
+        la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
         form = la.input_format
         data = opened.scan(path, form, "ignored", name)
         encoder = opened.encoder(opened.complete(form, data))
+        if config.top_k is not None and config.top_k > opened.classes:
+            raise LaplaceLoRAError(
+                f"--top-k {config.top_k} is more than the adapter's {opened.classes} classes; give a number from 2 to "
+                f"{opened.classes}."
+            )
         passes = (config.top_k or opened.classes) - 1
         batches = encoder.batches(data, config.batch_size)
         console.say(
@@ -78,8 +87,9 @@ def predict(config: PredictConfig, console: Console) -> int:
         with _written(config.out) as out, out.open("w", encoding="utf-8") as file:
             for batch in tqdm(batches, desc="predict", unit="batch", disable=not console.progress):
                 predictive = la.predict(batch, config.top_k)
+                require_probabilities(predictive)
                 neglected += float(predictive.neglected_mass.sum())
-                for record in records(predictive, form.label_names):
+                for record in records(predictive, form.label_names, config.top_k is not None):
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     if config.top_k is not None:
         mean = neglected / len(data)
@@ -93,6 +103,17 @@ def predict(config: PredictConfig, console: Console) -> int:
     if config.out != STANDARD:
         console.say("saved", f"{len(data)} predictions in {config.out}", out=config.out, examples=len(data))
     return len(data)
+
+
+def _check_output(config: PredictConfig) -> None:
+    path = Path(config.out)
+    check_writable(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it, such as {path / 'predictions.jsonl'}.")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no ordinary file; name another, or write to standard output with --out -.")
+    if path.exists() and config.data != STANDARD and path.samefile(config.data):
+        raise OutputError(f"{path} is the data that is read; write the predictions to another file.")
 
 
 @contextlib.contextmanager

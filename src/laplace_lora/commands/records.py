@@ -3,15 +3,19 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.predictive import Predictive
 
 
-def records(predictive: Predictive, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def records(predictive: Predictive, names: Sequence[str] | None, partial: bool = False) -> Iterator[dict[str, Any]]:
     """Write out predictions.
 
     Args:
         predictive: Of B examples.
         names: Names of the K classes, or None.
+        partial: Whether to say what classes held fixed amount to (``neglected_mass``).
 
     Yields:
         Per example: ``label`` (the likeliest class: its name, or its index where there are no names), its
@@ -19,7 +23,6 @@ def records(predictive: Predictive, names: Sequence[str] | None) -> Iterator[dic
         nats ``total_entropy``, ``aleatoric_entropy`` and ``mutual_information`` (the epistemic part).
     """
     values = predictive.to("cpu")
-    partial = bool((values.neglected_mass > 0).any())
     for i in range(len(values)):
         predicted = int(values.prediction[i])
         record = {
@@ -34,3 +37,20 @@ def records(predictive: Predictive, names: Sequence[str] | None) -> Iterator[dic
         if partial:
             record["neglected_mass"] = float(values.neglected_mass[i])
         yield record
+
+
+def require_probabilities(predictive: Predictive) -> None:
+    """Refuse predictions that are no numbers; they are no JSON either.
+
+    Args:
+        predictive: Of B examples.
+
+    Raises:
+        LaplaceLoRAError: One is NaN or infinite.
+    """
+    values = (predictive.probabilities, predictive.map_probabilities, predictive.mutual_information)
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise LaplaceLoRAError(
+            "the posterior makes predictions that are NaN or infinite: its prior precision is next to nothing, or its "
+            "curvature overflows; fit it again."
+        )

@@ -1,6 +1,7 @@
 """Settings that several verbs share."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ class AdapterSource:
         base: Folder or hub id of its base model; from adapter_config.json if None.
         revision: Revision of the base on the hub; from adapter_config.json if None.
         dtype: dtype of the base: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``auto``: a GPU if there is one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
     """
 
     adapter: str
@@ -22,6 +23,18 @@ class AdapterSource:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+
+
+def local_or_hub(source: str) -> str | Path:
+    """Tell a folder from a repository of the same name.
+
+    Args:
+        source: Folder or hub id.
+
+    Returns:
+        A path if there is something, else the hub id.
+    """
+    return Path(source) if os.path.exists(source) else source  # Path.exists raises on names that are too long
 
 
 def plain(config: Any) -> dict[str, Any]:

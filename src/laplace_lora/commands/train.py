@@ -3,17 +3,21 @@
 import dataclasses
 import importlib.metadata
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import default_max_length, default_padding_side
+from laplace_lora.commands.inputs import checked_max_length, make_encoder
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.settings import plain
-from laplace_lora.data import DataFile, LabelReader, RowFormat, open_rows, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, open_rows, scan
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
@@ -67,24 +71,20 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     require_training()
     for path in filter(None, (config.data, config.validation)):
         next(open_rows(path), None)
+    check_writable(config.out)
     if config.out.exists() and any(config.out.iterdir()):
         raise OutputError(f"{config.out} is not empty; give a new folder with --out.")
-    check_writable(config.out)
     tokenizer = _load(AutoTokenizer, config)
     data, validation, labels = _scan(config, tokenizer)
     set_seed(config.training.seed)
-    with quiet_transformers():
-        base = _load(AutoModelForSequenceClassification, config, num_labels=labels.classes, dtype="auto")
-    if labels.names is not None:
-        base.config.id2label = dict(enumerate(labels.names))
-        base.config.label2id = {name: index for index, name in enumerate(labels.names)}
-    model = add_adapter(base, config.training)
+    base, fresh = _load_base(config, labels)
+    model = add_adapter(base, config.training, fresh)
     set_padding(model, tokenizer)
     form = InputFormat(
         label_names=labels.names,
         template=data.form.template,
-        max_length=config.max_length or default_max_length(model, tokenizer),
-        padding_side=default_padding_side(model, tokenizer),
+        max_length=checked_max_length(config.max_length, model, tokenizer),
+        padding_side="right",  # exact for encoders and causal models alike, position embeddings included
         pair_template=data.form.pair_template,
     )
     _name_base(model, config.model)
@@ -96,30 +96,41 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
         examples=len(data),
         classes=labels.classes,
     )
-    held_out = None if validation is None else _tokenise(validation, tokenizer, form)
+    tokenizer.padding_side = form.padding_side
+    encoder = make_encoder(model, tokenizer, form)
+    rows = _tokenise(data, encoder)
+    held_out = None if validation is None else _tokenise(validation, encoder)
+    if encoder.truncated:
+        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
     with whole_files(config.out) as folder:
-        fine_tune(
-            model,
-            tokenizer,
-            _tokenise(data, tokenizer, form),
-            held_out,
-            config.training,
-            checkpoints=folder / "checkpoints",
-            progress=console.progress,
-        )
-        model.save_pretrained(str(folder))
-        tokenizer.save_pretrained(folder)
+        with _bar_ended(console):
+            fine_tune(
+                model,
+                tokenizer,
+                rows,
+                held_out,
+                config.training,
+                checkpoints=folder / "checkpoints",
+                progress=console.progress,
+            )
+        _refuse_diverged(model)
         document = {
             "library_version": importlib.metadata.version("laplace-lora"),
             "input_format": dataclasses.asdict(form),
             "settings": plain(config),
         }
-        (folder / TRAINING_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        model.save_pretrained(str(folder))
+        # Every checkpoint is an adapter that fit can take by itself.
+        for place in (folder, *(folder / "checkpoints").iterdir()):
+            tokenizer.save_pretrained(place)
+            (place / TRAINING_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     console.say("saved", f"adapter saved in {config.out}", out=str(config.out))
     return model
 
 
 def _scan(config: TrainConfig, tokenizer: Any) -> tuple[DataFile, DataFile | None, LabelReader]:
+    if config.label_names is not None and len(config.label_names) < 2:
+        raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
     form = None if config.template is None else RowFormat(config.template)
     pairs = tokenizer.sep_token is not None
     names = config.label_names
@@ -141,9 +152,36 @@ def _scan(config: TrainConfig, tokenizer: Any) -> tuple[DataFile, DataFile | Non
     return data, validation, labels
 
 
+def _load_base(config: TrainConfig, labels: LabelReader) -> tuple[Any, list[str]]:
+    """Load the base with a new head; return it, and the other layers that the checkpoint has no weights for."""
+    with quiet_transformers():
+        base, found = _load(
+            AutoModelForSequenceClassification,
+            config,
+            num_labels=labels.classes,
+            dtype=torch.float32,  # AdamW's steps are lost in the rounding of anything shorter
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    # The names of the base's own classes, if it has some, are not this task's.
+    base.config.id2label = dict(enumerate(labels.names or (f"LABEL_{index}" for index in range(labels.classes))))
+    base.config.label2id = {name: index for index, name in base.config.id2label.items()}
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in found["mismatched_keys"]]
+    layers = {key.rpartition(".")[0] for key in (*found["missing_keys"], *mismatched)}
+    # PEFT trains and saves these two by itself.
+    fresh = sorted(name for name in layers if name.partition(".")[0] not in ("classifier", "score"))
+    wrong = [name for name in fresh if type(base.get_submodule(name)) is not torch.nn.Linear]
+    if wrong:
+        raise AdapterFileError(
+            f"the base model {config.model} has no weights for {', '.join(wrong[:3])}, which cannot be trained beside "
+            "an adapter; give --model a pretrained model."
+        )
+    return base, fresh
+
+
 def _load(factory: Any, config: TrainConfig, **options: Any) -> Any:
     try:
-        return factory.from_pretrained(config.model, revision=config.revision, **options)
+        return factory.from_pretrained(config.model, revision=config.revision, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever it pleases
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
         raise AdapterFileError(
@@ -158,15 +196,27 @@ def _name_base(model: peft.PeftModel, name: str) -> None:
         model.peft_config["default"].base_model_name_or_path = str(Path(name).resolve())
 
 
-def _tokenise(file: DataFile, tokenizer: Any, form: InputFormat) -> list[dict[str, Any]]:
+def _tokenise(file: DataFile, encoder: Encoder) -> list[dict[str, Any]]:
+    """Read all rows, one by one: the collator pads them."""
     rows = []
     for example in file:
-        encoded = tokenizer(
-            example.text, example.pair, truncation=form.max_length is not None, max_length=form.max_length
-        )
-        if not encoded["input_ids"]:
-            raise DataFileError(f"{file.name}:{example.line} has no tokens in this vocabulary; remove the row.")
-        rows.append({**encoded, "labels": example.label})
-    if not rows:
-        raise LaplaceLoRAError(f"{file.name} has no rows; give a file with at least one example.")
+        batch = encoder.encode([example], file.name)
+        rows.append({key: value[0].tolist() for key, value in batch.items()})
     return rows
+
+
+@contextmanager
+def _bar_ended(console: Console) -> Iterator[None]:
+    """End the line of a progress bar that an error leaves behind: the message gets its own."""
+    try:
+        yield
+    except BaseException:
+        if console.progress:
+            print(file=sys.stderr)
+        raise
+
+
+def _refuse_diverged(model: peft.PeftModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise LaplaceLoRAError(f"the training diverged: {name} holds NaN or infinity; lower --learning-rate.")

@@ -20,12 +20,14 @@ class Encoder:
         tokenizer: A Hugging Face tokenizer with a padding token.
         max_length: Most tokens of an input, special ones included; None for no limit.
         padding_side: ``left`` or ``right``.
+        embeddings: Number of tokens that the model knows; not checked if None.
         truncated: Inputs cut to ``max_length`` so far.
     """
 
     tokenizer: Any
     max_length: int | None
     padding_side: str
+    embeddings: int | None = None
     truncated: int = 0
 
     def encode(self, examples: list[Example], name: str) -> dict[str, Tensor]:
@@ -39,21 +41,42 @@ class Encoder:
             (B, T) model inputs, and (B,) ``labels`` if the examples have them.
 
         Raises:
-            DataFileError: A text has no tokens.
+            DataFileError: A text has no tokens, or tokens that the model does not know.
         """
+        where = f"{name}:{examples[0].line}" + (f" to {examples[-1].line}" if len(examples) > 1 else "")
         pairs = [example.pair for example in examples]
-        encoded = self.tokenizer(
-            [example.text for example in examples],
-            text_pair=pairs if pairs[0] is not None else None,
-            truncation=self.max_length is not None,
-            max_length=self.max_length,
-            padding=True,
-            padding_side=self.padding_side,
-            return_tensors="pt",
-        )
+        try:
+            encoded = self.tokenizer(
+                [example.text for example in examples],
+                text_pair=pairs if pairs[0] is not None else None,
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
+                padding=True,
+                padding_side=self.padding_side,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+        except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
+            raise DataFileError(
+                f"{where} cannot be made into tokens ({reason}); mend the rows, or the tokenizer beside the adapter."
+            ) from None
         for example, length in zip(examples, encoded["attention_mask"].sum(dim=1).tolist(), strict=True):
             if length == 0:
                 raise DataFileError(f"{name}:{example.line} has no tokens in this vocabulary; remove the row.")
+        if self.max_length is not None and encoded["input_ids"].shape[1] > self.max_length:
+            raise DataFileError(
+                f"{where} cannot be cut to {self.max_length} tokens, which leave no room beside the special ones; give "
+                "a larger --max-length."
+            )
+        largest = int(encoded["input_ids"].max())
+        if self.embeddings is not None and largest >= self.embeddings:
+            raise DataFileError(
+                f"{where} holds token {largest}, and the model has {self.embeddings} embeddings; use the tokenizer "
+                "that the adapter was trained with, saved beside it."
+            )
         self.truncated += sum(1 for one in encoded.encodings or () if one.overflowing)
         batch = dict(encoded)
         if examples[0].label is not None:

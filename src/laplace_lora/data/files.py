@@ -11,6 +11,7 @@ from laplace_lora.errors import DataFileError
 
 # csv's own limit, 131,072 characters, is less than a long passage.
 _LONGEST_CELL = 2**26
+_HEADER = 2**16
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -42,10 +43,32 @@ def open_rows(path: Path, name: str | None = None) -> Iterator[Row]:
     """
     name = name or str(path)
     try:
+        # A pipe would be empty at the second reading, and a device may never end.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise DataFileError(
+                f"{name} is no regular file, and data are read more than once; save them to a file first (predict "
+                "also takes - for standard input)."
+            )
         with path.open("rb") as file:
             yield from (_json_rows if _is_json(path, file) else _csv_rows)(file, name)
     except OSError as error:
         raise DataFileError(f"{name} cannot be read ({error.strerror or error}); check the path.") from error
+
+
+def is_text(value: str) -> bool:
+    """Say whether a string can be written as UTF-8: not with half of a surrogate pair, which JSON can escape.
+
+    Args:
+        value: Any string.
+
+    Returns:
+        Whether it can.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_json(path: Path, file: io.BufferedReader) -> bool:
@@ -79,15 +102,22 @@ def _json_rows(file: io.BufferedReader, name: str) -> Iterator[Row]:
 
 
 def _csv_rows(file: io.BufferedReader, name: str) -> Iterator[Row]:
-    limit = csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # of the whole process
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, strict=True)
     try:
+        top = file.peek(_HEADER).split(b"\n")[0]
+        if b"," not in top:
+            # Spreadsheets of many countries separate by semicolons, others by tabs.
+            delimiter = next((mark for mark in (";", "\t") if mark.encode() in top), ",")
+            reader = csv.DictReader(text, strict=True, delimiter=delimiter)
         header = reader.fieldnames
+        if header is not None:
+            reader.fieldnames = header = [column.strip() for column in header]
         if header is not None and (len(set(header)) != len(header) or "" in header):
             raise DataFileError(f"{name}:1 has unnamed or repeated columns; give every column a name of its own.")
         for fields in reader:
-            if None in fields or None in fields.values():
+            if None in fields or None in fields.values():  # DictReader's marks for too many and too few
                 raise DataFileError(
                     f"{name}:{reader.line_num} has not the {len(header or ())} cells of the header; quote cells that "
                     "hold commas or line breaks."
@@ -98,7 +128,9 @@ def _csv_rows(file: io.BufferedReader, name: str) -> Iterator[Row]:
             f"{name}:{reader.line_num + 1} or soon after is not UTF-8 text; save it as UTF-8."
         ) from None
     except csv.Error as error:
-        raise DataFileError(f"{name}:{reader.line_num} is not CSV ({error}); quote cells as RFC 4180 says.") from None
+        # DictReader's count stands at the last good row; a quote that is never closed runs to the end.
+        first, last = reader.line_num + 1, reader.reader.line_num
+        lines = f"{first} to {last}" if last > first else str(first)
+        raise DataFileError(f"{name}:{lines} is not CSV ({error}); quote cells as RFC 4180 says.") from None
     finally:
-        csv.field_size_limit(limit)
         text.detach()

@@ -1,12 +1,14 @@
 """A row's label as a class index. Names are mapped by a list that somebody gave, never by sorting."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
-from laplace_lora.data.files import Row
+from laplace_lora.data.files import Row, is_text
 from laplace_lora.errors import DataFileError, LaplaceLoRAError
 
 LABEL_FIELDS = ("label", "labels")
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.0+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,7 @@ class LabelReader:
         """Refuse names that do not fit the classes.
 
         Raises:
-            LaplaceLoRAError: Their number differs, or one is given twice or empty.
+            LaplaceLoRAError: Their number differs, or one is given twice, is empty, or cannot be written.
         """
         if self.names is None:
             return
@@ -36,6 +38,8 @@ class LabelReader:
             )
         if len(set(self.names)) != len(self.names) or "" in self.names:
             raise LaplaceLoRAError(f"label names ({_shown(self.names)}) repeat or are empty; give each class its own.")
+        if not is_text("".join(self.names)):
+            raise LaplaceLoRAError(f"label names ({_shown(self.names)}) are no UTF-8 text; give others (--labels a,b).")
 
     def shown_names(self) -> tuple[str, ...]:
         """Return a name for every class, its index where it has none.
@@ -64,6 +68,8 @@ class LabelReader:
             return None
         if isinstance(value, str):
             return self._of_text(value, where)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of integers with a gap somewhere, as data frames write it
         if isinstance(value, bool) or not isinstance(value, int):
             raise DataFileError(
                 f"{where}: the label {str(value)[:40]!r} is a {type(value).__name__}; write a class index or a name."
@@ -73,15 +79,21 @@ class LabelReader:
     def _of_text(self, value: str, where: str) -> int:
         if self.names is not None and value in self.names:
             return self.names.index(value)
-        # In a CSV file everything is text; in JSON "1" is as good as 1.
-        if value.strip().isascii() and value.strip().isdigit() and len(value) < 10:
-            return self._of_index(int(value), where)
+        # In a CSV file everything is text; in JSON "1" is as good as 1. Where a name is a number, only names count.
+        if _NUMBER.fullmatch(value.strip()) and len(value) < 10 and not self._named_by_numbers:
+            return self._of_index(int(float(value)), where)
         if self.names is None:
             raise DataFileError(
-                f"{where}: the label {value[:40]!r} is a name, and the order of the classes is not known; give it with "
-                "--labels a,b,c (the order of the logits)."
+                f"{where}: the label {value[:40]!r} is a name, and the order of the classes is not known; give it to "
+                "train or fit with --labels a,b,c (the order of the logits)."
             )
-        raise DataFileError(f"{where}: the label {value[:40]!r} is none of {_shown(self.names)}; mend it or --labels.")
+        raise DataFileError(
+            f"{where}: the label {value[:40]!r} is none of {_shown(self.names)}; mend it, or the --labels of fit."
+        )
+
+    @property
+    def _named_by_numbers(self) -> bool:
+        return any(_NUMBER.fullmatch(name) for name in self.names or ())
 
     def _of_index(self, value: int, where: str) -> int:
         if not 0 <= value < self.classes:
@@ -89,8 +101,13 @@ class LabelReader:
                 f"{where}: the label {str(value)[:20]} is not an index from 0 to {self.classes - 1}, the adapter's "
                 "classes; mend the row, or check that the adapter belongs to this task."
             )
+        if self._named_by_numbers and self.shown_names()[value] != str(value):
+            raise DataFileError(
+                f"{where}: the label {value} may be an index or one of the names {_shown(self.names or ())}; write "
+                "names as strings."
+            )
         return value
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    return ", ".join(name[:40] for name in names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

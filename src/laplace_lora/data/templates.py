@@ -2,16 +2,50 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, meta
+from jinja2 import StrictUndefined, Template, meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from laplace_lora.data.files import Row
+from laplace_lora.data.files import Row, is_text
 from laplace_lora.errors import DataFileError
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Templates come with downloaded posteriors: nothing but text may come of them, and soon. What could grow without
+# bound is left out: powers and repetitions, widths, text put together again and again, functions, other files.
+_NO_NODES: tuple[type[nodes.Node], ...] = (
+    nodes.Pow,
+    nodes.Mul,
+    nodes.Mod,
+    nodes.Macro,
+    nodes.CallBlock,
+    nodes.FilterBlock,
+    nodes.Assign,
+    nodes.AssignBlock,
+    nodes.Extends,
+    nodes.Include,
+    nodes.Import,
+    nodes.FromImport,
+    nodes.Block,
+)
+# fmt: off
+_FILTERS = (
+    "capitalize", "d", "default", "e", "escape", "first", "float", "int", "join", "last", "length", "list", "lower",
+    "map", "reject", "rejectattr", "replace", "reverse", "round", "select", "selectattr", "sort", "string", "title",
+    "trim", "truncate", "unique", "upper", "wordcount",
+)
+# fmt: on
+# fmt: off
+_METHODS = (
+    "capitalize", "endswith", "lower", "lstrip", "removeprefix", "removesuffix", "rstrip", "split", "startswith",
+    "strip", "title", "upper",
+)
+# fmt: on
+_MOST_NESTED_LOOPS = 2
+_LONGEST_TEMPLATE = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +69,7 @@ class RowFormat:
         Raises:
             DataFileError: A template is malformed.
         """
-        names: set[str] = set()
-        for source in filter(None, (self.template, self.pair_template)):
-            names |= meta.find_undeclared_variables(_environment().parse(_compiled(source)[0]))
-        return frozenset(names)
+        return frozenset().union(*(_compiled(source)[1] for source in self._sources()))
 
     def render(self, row: Row, name: str) -> tuple[str, str | None]:
         """Fill the templates.
@@ -54,18 +85,24 @@ class RowFormat:
             DataFileError: A field is missing or no text, or the text comes out empty.
         """
         values = {key: _value(row, key, name) for key in sorted(self.fields())}
-        texts = [_fill(source, values, row, name) for source in filter(None, (self.template, self.pair_template))]
+        if self == _CHOICES and isinstance(values["choices"], str):
+            raise DataFileError(
+                f"{name}:{row.line}: 'choices' holds one text, not a list of them; write the rows as JSONL, or give "
+                "--template."
+            )
+        texts = [_fill(source, values, row, name) for source in self._sources()]
         return texts[0], texts[1] if len(texts) > 1 else None
 
+    def _sources(self) -> tuple[str, ...]:
+        return (self.template,) if self.pair_template is None else (self.template, self.pair_template)
 
+
+_CHOICES = RowFormat("{{ question }}{% for choice in choices %}\n{{ letters[loop.index0] }}. {{ choice }}{% endfor %}")
 #: Fields of the shapes that data files come in, and how each is written out. The first that fits counts.
 SHAPES: tuple[tuple[tuple[str, ...], RowFormat], ...] = (
     (("passage", "question"), RowFormat("{{ question }}", "{{ passage }}")),
     (("premise", "hypothesis"), RowFormat("{{ premise }}", "{{ hypothesis }}")),
-    (
-        ("question", "choices"),
-        RowFormat("{{ question }}{% for choice in choices %}\n{{ letters[loop.index0] }}. {{ choice }}{% endfor %}"),
-    ),
+    (("question", "choices"), _CHOICES),
     (("text",), RowFormat("{{ text }}")),
 )
 
@@ -90,35 +127,67 @@ def row_format(row: Row, name: str, pairs: bool) -> RowFormat:
                 return form
             return RowFormat(f"{form.template}\n{form.pair_template}")
     known = " or ".join("+".join(fields) for fields, _ in SHAPES)
-    found = ", ".join(map(str, row.fields)) or "nothing"
-    raise DataFileError(f"{name}:{row.line} has the fields {found}; name them {known}, or give --template.")
+    raise DataFileError(
+        f"{name}:{row.line} has the fields {_found(row)}; name them {known}, or give train or fit a --template."
+    )
 
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    # Templates come with downloaded posteriors: nothing but text may come of them.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.globals = {"letters": _LETTERS}
+    environment.filters = {name: environment.filters[name] for name in _FILTERS}
     return environment
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> tuple[str, Template]:
+def _compiled(source: str) -> tuple[Template, frozenset[str]]:
+    """Compile a template and list the fields that it uses."""
     try:
-        return source, _environment().from_string(source)
-    except (TemplateError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataFileError(f"the template {source!r} is malformed ({reason}); see the Jinja documentation.") from None
+        if len(source) > _LONGEST_TEMPLATE:
+            raise SecurityError(f"longer than {_LONGEST_TEMPLATE} characters")
+        if not is_text(source):
+            raise SecurityError("no UTF-8 text")
+        tree = _environment().parse(source)
+        _refuse_growth(tree)
+        return _environment().from_string(tree), frozenset(meta.find_undeclared_variables(tree))
+    except Exception as error:  # of Jinja, and of Python's compiler behind it
+        raise DataFileError(
+            f"the template {_shown(source)} is malformed ({_reason(error)}); see the Jinja documentation."
+        ) from None
+
+
+def _refuse_growth(tree: nodes.Template) -> None:
+    for kind in _NO_NODES:
+        if next(tree.find_all(kind), None) is not None:
+            raise SecurityError(f"{kind.__name__} is not allowed")
+    for used in tree.find_all(nodes.Filter):
+        constants = [str(argument.value) for argument in used.args if isinstance(argument, nodes.Const)]
+        if used.name == "replace" and not (len(constants) == 2 and len(constants[0]) >= max(1, len(constants[1]))):
+            raise SecurityError("replace takes two texts, of which the second must not be the longer one")
+    for call in tree.find_all(nodes.Call):
+        if not (isinstance(call.node, nodes.Getattr) and call.node.attr in _METHODS):
+            raise SecurityError("no calls are allowed but those of a text's methods, such as strip")
+    _refuse_deep_loops(tree, 0)
+
+
+def _refuse_deep_loops(node: nodes.Node, depth: int) -> None:
+    if isinstance(node, nodes.For):
+        depth += 1
+        if depth > _MOST_NESTED_LOOPS or node.recursive:
+            raise SecurityError("loops are nested too deeply")
+    for child in node.iter_child_nodes():
+        _refuse_deep_loops(child, depth)
 
 
 def _fill(source: str, values: Mapping[str, Any], row: Row, name: str) -> str:
+    template = _compiled(source)[0]
     try:
-        text = _compiled(source)[1].render(values)
-    except DataFileError:
-        raise
+        text = template.render(values)
     except Exception as error:  # whatever a template's own expressions run into
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataFileError(f"{name}:{row.line}: the template {source!r} fails ({reason}); mend it.") from None
+        raise DataFileError(
+            f"{name}:{row.line}: the template {_shown(source)} fails ({_reason(error)}); mend it."
+        ) from None
     if not text.strip():
         raise DataFileError(f"{name}:{row.line} gives an empty text; remove the row or fill it in.")
     return text
@@ -128,19 +197,32 @@ def _value(row: Row, key: str, name: str) -> str | list[str]:
     if key == "letters" and key not in row.fields:
         return _LETTERS
     if key not in row.fields:
-        found = ", ".join(map(str, row.fields)) or "none"
-        raise DataFileError(f"{name}:{row.line} lacks the field {key!r} (it has {found}); add it, or give --template.")
+        raise DataFileError(
+            f"{name}:{row.line} lacks the field {key!r} (it has {_found(row)}); add it, or give fit another --template."
+        )
     value = row.fields[key]
-    items = value if isinstance(value, list) else [value]
-    for item in items:
+    for item in value if isinstance(value, list) else [value]:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise DataFileError(
                 f"{name}:{row.line}: {key!r} holds a {type(item).__name__}, not text; write it as a string."
             )
-        try:
-            str(item).encode()
-        except UnicodeEncodeError:
+        if isinstance(item, float) and not math.isfinite(item):
+            raise DataFileError(f"{name}:{row.line}: {key!r} holds {item}, a missing value; fill it in or remove it.")
+        if not is_text(str(item)):
             raise DataFileError(
                 f"{name}:{row.line}: {key!r} holds half of a surrogate pair, which is no text; mend its escapes."
-            ) from None
+            )
     return [str(item) for item in value] if isinstance(value, list) else str(value)
+
+
+def _found(row: Row) -> str:
+    names = [field[:40] for field in row.fields]
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "") or "nothing"
+
+
+def _shown(source: str) -> str:
+    return repr(source if len(source) <= 200 else f"{source[:200]}...")
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from laplace_lora.errors import PosteriorFileError
+from laplace_lora.errors import OutputError, PosteriorFileError
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "posterior_config.json"
@@ -30,8 +30,27 @@ def write_posterior(directory: Path, description: Mapping[str, Any], tensors: Ma
         directory: Where to; made if missing. Other files in it are not touched.
         description: JSON values.
         tensors: The state.
+
+    Raises:
+        OutputError: The directory cannot be written, or is full; it is as it was.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    missing = [folder for folder in (directory, *directory.parents) if not os.path.exists(folder)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_both(directory, description, tensors)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own class
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{directory} cannot be written ({reason}); nothing was left there. Free space or give another place."
+        ) from error
+    finally:
+        for folder in missing:
+            # Those that stayed empty were made for nothing.
+            if os.path.isdir(folder) and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _write_both(directory: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     staged: list[Path] = []
     try:
@@ -64,16 +83,18 @@ def read_description(directory: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PosteriorFileError(f"{path} does not exist; fit a posterior and save_pretrained it there.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PosteriorFileError(f"{path} cannot be read ({error}); fit and save the posterior again.") from error
-    version = document.get("format_version") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        raise PosteriorFileError(f"{path} holds no JSON object; fit and save the posterior again.")
+    version = document.get("format_version")
     if version != FORMAT_VERSION:
         raise PosteriorFileError(
-            f"{path} has format version {version}, this laplace-lora reads {FORMAT_VERSION}; install the version that "
-            "wrote it, or fit and save again."
+            f"{path} has format version {str(version)[:40]}, this laplace-lora reads {FORMAT_VERSION}; install the "
+            "version that wrote it, or fit and save again."
         )
     stated = document.pop("config_sha256", None)
-    if stated != _document_digest(document):
+    if stated is None or stated != _checked_digest(document):
         raise PosteriorFileError(f"{path} does not match its own checksum; fit and save the posterior again.")
     return document
 
@@ -93,7 +114,7 @@ def read_tensors(directory: Path, description: Mapping[str, Any]) -> dict[str, T
     """
     path = directory / TENSORS_NAME
     try:
-        if _file_digest(path) != description["tensors_sha256"]:
+        if _file_digest(path) != description.get("tensors_sha256"):
             raise PosteriorFileError(
                 f"{path} does not match the checksum in {CONFIG_NAME}: one of the two is damaged or comes from another "
                 "fit; fit and save the posterior again."
@@ -147,6 +168,14 @@ def _sync_directory(directory: Path) -> None:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked_digest(document: Mapping[str, Any]) -> str | None:
+    """Return the digest of a document that was read, or None if it cannot be one that was written."""
+    try:
+        return _document_digest(document)
+    except (ValueError, RecursionError):  # NaN, or nested beyond reason
+        return None
 
 
 def _document_digest(document: Mapping[str, Any]) -> str:

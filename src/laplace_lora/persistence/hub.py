@@ -1,5 +1,6 @@
 """Find a folder of adapter or posterior files: on disk, or in a repository on the Hugging Face hub."""
 
+import os
 from pathlib import Path
 
 from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, PosteriorFileError
@@ -19,6 +20,7 @@ _ADAPTER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.*",
+    "*.model",
     "merges.txt",
     "*.jinja",
 )
@@ -57,7 +59,7 @@ def download_adapter(source: str | Path) -> Path:
 
 def _resolve(source: str | Path, files: tuple[str, ...], error_class: type[LaplaceLoRAError]) -> Path:
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises on names that are too long
         return path
     # A path that was meant as one must not become a question to a server.
     if isinstance(source, Path) or path.is_absolute() or len(path.parts) != 2 or source.startswith("."):
@@ -68,7 +70,7 @@ def _resolve(source: str | Path, files: tuple[str, ...], error_class: type[Lapla
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise error_class(
             f"{source} is neither a folder nor a repository that could be downloaded ({reason}); check the name."
         ) from error

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from laplace_lora.errors import PosteriorFileError
+from laplace_lora.persistence.checks import check_tensors
 from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors
 from laplace_lora.persistence.hub import resolve_directory
 from laplace_lora.persistence.state import SavedState
@@ -32,4 +34,7 @@ def read_posterior(source: str | Path) -> tuple[SavedState, dict[str, Tensor], T
     inputs = tensors.pop(TRAINING_INPUTS, None)
     if inputs is None:
         raise PosteriorFileError(f"{folder / TENSORS_NAME} lacks {TRAINING_INPUTS!r}; fit and save it again.")
+    if inputs.dtype != torch.int64 or tuple(inputs.shape) != (state.examples,):
+        raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TRAINING_INPUTS!r} is malformed; fit and save it again.")
+    check_tensors(state.config, state.matrices, tensors, str(folder / TENSORS_NAME))
     return state, tensors, inputs

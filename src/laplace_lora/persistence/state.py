@@ -1,13 +1,21 @@
 """What is saved of a fitted estimator beside its tensors, and how it is compared with a model at hand."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from laplace_lora.adapters import Fingerprint
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import PosteriorFileError
 from laplace_lora.matrices import Groups, MatrixShape
+from laplace_lora.persistence.checks import (
+    check_description,
+    check_groups,
+    checked_config,
+    is_list_of,
+    is_whole,
+    is_word,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,23 +49,22 @@ def input_format_from(document: Mapping[str, Any]) -> InputFormat:
     Raises:
         PosteriorFileError: An entry is missing, unknown or malformed.
     """
-    kinds: dict[str, type] = {
-        "label_names": list,
-        "template": str,
-        "max_length": int,
-        "padding_side": str,
-        "pair_template": str,
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "label_names": lambda value: is_list_of(is_word, value) and "" not in value and len(set(value)) == len(value),
+        "template": is_word,
+        "max_length": lambda value: is_whole(value, 1),
+        "padding_side": lambda value: value in ("left", "right"),
+        "pair_template": is_word,
     }
-    wrong = sorted(set(document) ^ set(kinds))
-    wrong += [name for name, kind in kinds.items() if not isinstance(document.get(name), kind | type(None))]
-    names = document.get("label_names")
-    if not wrong and names is not None and not all(isinstance(name, str) for name in names):
-        wrong = ["label_names"]
-    if wrong or document["padding_side"] not in (None, "left", "right"):
+    if not isinstance(document, Mapping):
+        raise PosteriorFileError("the saved input format is no JSON object; save it again with this version.")
+    wrong = sorted(str(name)[:40] for name in set(document) ^ set(kinds))
+    wrong += [name for name, check in kinds.items() if document.get(name) is not None and not check(document[name])]
+    if wrong:
         raise PosteriorFileError(
-            f"the saved input format is malformed ({', '.join(wrong) or 'padding_side'}); save it again with this "
-            "version."
+            f"the saved input format is malformed ({', '.join(wrong[:5])}); save it again with this version."
         )
+    names = document["label_names"]
     return InputFormat(**{**document, "label_names": None if names is None else tuple(names)})
 
 
@@ -114,23 +121,32 @@ class SavedState:
             The state.
 
         Raises:
-            PosteriorFileError: A field is missing or malformed.
+            PosteriorFileError: A field is missing or malformed, or two do not go together.
         """
+        check_description(document)
         try:
             values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
             values |= {
-                "config": LaplaceConfig.from_dict(document["config"]),
+                "config": checked_config(document["config"]),
                 "input_format": input_format_from(document["input_format"]),
                 "fingerprint": Fingerprint(**document["fingerprint"]),
                 "matrices": tuple(MatrixShape(**shape) for shape in document["matrices"]),
                 "held_at_map": tuple(document["held_at_map"]),
-                "prior_precision": tuple(document["prior_precision"]),
+                "prior_precision": tuple(map(float, document["prior_precision"])),
             }
         except (KeyError, TypeError) as error:
             raise PosteriorFileError(
                 f"posterior_config.json lacks or malforms an entry ({error}); fit and save the posterior again."
             ) from error
-        return cls(**values)
+        state = cls(**values)
+        check_groups(state.config, state.matrices, state.prior_precision)
+        names = state.input_format.label_names
+        if names is not None and len(names) != state.classes:
+            raise PosteriorFileError(
+                f"posterior_config.json has {len(names)} label names for {state.classes} classes; fit and save the "
+                "posterior again."
+            )
+        return state
 
     def groups(self) -> Groups:
         """Return the prior groups, in the order of ``prior_precision``.
@@ -162,8 +178,10 @@ class SavedState:
         differences += self.fingerprint.differences(fingerprint)
         if differences:
             more = f" and {len(differences) - 4} more differences" if len(differences) > 4 else ""
+            dtype = self.fingerprint.base_dtype.removeprefix("torch.")
+            again = f" in {dtype} (--dtype {dtype})" if self.fingerprint.base_dtype != fingerprint.base_dtype else ""
             raise PosteriorFileError(
                 f"the posterior was fitted to another model: {'; '.join(differences[:4])}{more}. Load the adapter and "
-                f"base it was fitted to (base: {self.fingerprint.base_name or self.fingerprint.base_class}), or fit "
-                "again."
+                f"base it was fitted to (base: {self.fingerprint.base_name or self.fingerprint.base_class}){again}, or "
+                "fit again."
             )
