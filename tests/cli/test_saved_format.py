@@ -23,12 +23,14 @@ def test_names_from_the_training_and_from_the_base(folders: Folders, adapter: Pa
     (adapter / TRAINING_CONFIG).write_text(json.dumps({"input_format": _form()}))
     assert load_adapter(adapter, base=base)[2] == ("no", "yes")
     (adapter / TRAINING_CONFIG).write_text(json.dumps({"input_format": _form(label_names=None)}))
+    assert load_adapter(adapter, base=base)[2] is None  # the base's are another task's
+    (adapter / TRAINING_CONFIG).write_text('{"learning_rate": 1}')  # somebody else's file
     assert load_adapter(adapter, base=base)[2] == ("minus", "plus")
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", "[" * 100_000, '{"input_format": 3}', '{"input_format": {}}']
+    ["", "[]", "[" * 100_000, '{"input_format": 3}', '{"input_format": {}}']
     + [
         json.dumps({"input_format": _form(**change)})
         for change in (

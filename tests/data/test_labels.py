@@ -22,7 +22,9 @@ def _refusal(reader: LabelReader, label: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize(("label", "index"), [(0, 0), (2, 2), ("1", 1), (" 2 ", 2), ("", None), (None, None)])
+@pytest.mark.parametrize(
+    ("label", "index"), [(0, 0), (2, 2), ("1", 1), (" 2 ", 2), ("1.0", 1), ("", None), (None, None)]
+)
 def test_indices(label: Any, index: int | None) -> None:
     assert _read(LabelReader(3), label) == index
 

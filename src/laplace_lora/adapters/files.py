@@ -22,11 +22,13 @@ class SavedAdapter:
         folder: Where they are.
         config: What adapter_config.json holds.
         shapes: Shape of every tensor in adapter_model.safetensors, under PEFT's names.
+        dtypes: Their dtypes.
     """
 
     folder: Path
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
 
 
 def read_saved_adapter(folder: Path) -> SavedAdapter:
@@ -56,9 +58,10 @@ def read_saved_adapter(folder: Path) -> SavedAdapter:
         raise UnsupportedAdapterError(
             f"{folder} holds an adapter of type {str(kind)[:40]}, not LORA; train a LoRA adapter."
         )
-    shapes = _check_weights(folder)
+    tensors = _check_weights(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     _check_rank(path, config, shapes)
-    return SavedAdapter(folder, config, shapes)
+    return SavedAdapter(folder, config, shapes, {name: tensor.dtype for name, tensor in tensors.items()})
 
 
 def _check_rank(path: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -82,14 +85,15 @@ def _no_adapter(folder: Path) -> str:
     return f"{folder} has no {CONFIG_NAME}; give the folder that PEFT's save_pretrained wrote."
 
 
-def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
+def _check_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor, and return empty ones of their shapes and dtypes."""
     path = folder / SAFETENSORS_WEIGHTS_NAME
     if not path.exists():
         pickled = f" ({PICKLED_NAME} is a pickle, which is not read)" if (folder / PICKLED_NAME).exists() else ""
         raise AdapterFileError(
             f"{folder} has no {SAFETENSORS_WEIGHTS_NAME}{pickled}; save the adapter again with a current PEFT."
         )
-    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, torch.Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -99,10 +103,10 @@ def _check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
                         f"{name} in {path} holds NaN or infinite values; the training diverged: train again with a "
                         "lower learning rate."
                     )
-                shapes[name] = tuple(tensor.shape)
+                tensors[name] = tensor.to("meta")
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterFileError(f"{path} is damaged ({_first_line(error)}); copy or save the adapter again.") from None
-    return shapes
+    return tensors
 
 
 def _first_line(error: Exception) -> str:

@@ -83,6 +83,7 @@ def load_classifier(
                 "was trained on with --base."
             ) from error
     _check_loaded(adapted, saved, name)
+    _warn_of_rounding(adapted, saved)
     return adapted.eval(), name, revision
 
 
@@ -206,6 +207,21 @@ def _check_loaded(model: peft.PeftModel, saved: SavedAdapter, base: str) -> None
             f"the adapter in {saved.folder} does not fit the base {base}: {'; '.join(problems[:3])}{more}; name the "
             "base that it was trained on with --base."
         )
+
+
+def _warn_of_rounding(model: peft.PeftModel, saved: SavedAdapter) -> None:
+    """Say where the base's dtype is too short for what was trained beside the adapter."""
+    state = adapter_state_dict(model, model.active_adapters[0])
+    for key, value in state.items():
+        kept = saved.dtypes.get(key, value.dtype)
+        if value.is_floating_point() and kept.is_floating_point and value.dtype.itemsize < kept.itemsize:
+            short, long = (str(dtype).removeprefix("torch.") for dtype in (value.dtype, kept))
+            warnings.warn(
+                f"{key} is saved in {long} and rounded to {short}, the base's dtype; load the base in {long} "
+                f"(--dtype {long}) to keep it.",
+                stacklevel=4,
+            )
+            return
 
 
 def _reason(error: Exception) -> str:
