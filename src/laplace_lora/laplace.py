@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from laplace_lora import prior as priors
 from laplace_lora.adapters import discover_sites, fingerprint, perturbed_state_dict
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature
+from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError, UnsupportedInputError
 from laplace_lora.functional import functional_covariances
 from laplace_lora.jacobians import jacobian_pass
@@ -30,7 +30,7 @@ from laplace_lora.persistence import (
 )
 from laplace_lora.posterior import Posterior
 from laplace_lora.predictive import Predictive
-from laplace_lora.readouts import ClassLogits, Readout, label_names_of, split_labels
+from laplace_lora.readouts import READOUTS, ClassLogits, Readout, label_names_of, split_labels
 from laplace_lora.structures import STRUCTURES, choose_sites
 
 Batch = Mapping[str, Any]
@@ -114,16 +114,9 @@ class LaplaceLoRA:
         return None if self._fit is None else self._fit.accuracy
 
     @property
-    def train_examples(self) -> int | None:
-        """Number of training examples, or None before ``fit``."""
-        return None if self._fit is None else self._fit.examples
-
-    @property
-    def train_nll(self) -> float | None:
-        """Mean NLL of the trained adapter on the training data, in nats, or None without labels or before ``fit``."""
-        if self._fit is None or self._fit.log_likelihood is None:
-            return None
-        return -self._fit.log_likelihood / self._fit.examples
+    def training(self) -> FitResult | None:
+        """What the pass over the training data found: N, K, the trained adapter's NLL and accuracy; None before it."""
+        return self._fit
 
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
@@ -143,7 +136,9 @@ class LaplaceLoRA:
         result, check, padding_side = fit_curvature(
             self.model, self._adapter.sites, curvature, self.config, self.readout, self._likelihood, loader
         )
-        posterior = self._structure.posterior.from_statistics(self._shapes, curvature.finalise(), curvature.dtype)
+        statistics = curvature.finalise()
+        require_finite_statistics(statistics, self._shapes)
+        posterior = self._structure.posterior.from_statistics(self._shapes, statistics, curvature.dtype)
         posterior.assign_groups(self._groups.index)
         self._posterior, self._fit, self._check = posterior, result, check
         self._precision = self._groups.precisions(self.config.prior_precision)
@@ -411,6 +406,3 @@ class LaplaceLoRA:
             )
         self._precision = self._precision * result.scale
         self._tuned_by = "validation"
-
-
-READOUTS: dict[str, Callable[[], Readout]] = {ClassLogits.name: ClassLogits}

@@ -1,7 +1,7 @@
 """From a batch to K logits: how the model is called, and which of its outputs are the answer."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -89,6 +89,10 @@ class ClassLogits:
                 "AutoModelForSequenceClassification."
             )
         return logits
+
+
+#: Readouts by the name that is saved with a posterior.
+READOUTS: dict[str, Callable[[], Readout]] = {ClassLogits.name: ClassLogits}
 
 
 def label_names_of(model: nn.Module) -> tuple[str, ...] | None:

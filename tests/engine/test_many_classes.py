@@ -8,6 +8,7 @@ import torch
 from engine.counting import Passes, counted_model
 from engine.support import fitted
 from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError, Predictive
+from laplace_lora.jacobians import SiteGradient
 from tiny_models import MODELS, batches, collate, random_examples
 
 
@@ -124,3 +125,14 @@ def test_the_module_that_makes_infinity_is_named() -> None:
     layer.dense.register_forward_hook(lambda module, args, output: output * math.nan)
     with pytest.raises(LaplaceLoRAError, match=name):
         la.predict(collate(random_examples(2, num_labels=3)))
+
+
+@pytest.mark.parametrize("structure", ["kron", "diag", "last_layer"])
+def test_curvature_that_overflows_is_refused(structure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits may be finite where the squares of their gradients are not."""
+    model = MODELS["bert"](num_labels=3, dtype=torch.float32)
+    plain = SiteGradient.jacobian
+    monkeypatch.setattr(SiteGradient, "jacobian", lambda self: 1e30 * plain(self))
+    la = LaplaceLoRA(model, LaplaceConfig(progress=False, structure=structure))
+    with pytest.raises(LaplaceLoRAError, match=r"the curvature of .* is NaN or infinite, .* lower learning rate\.$"):
+        la.fit(batches(random_examples(4, num_labels=3), 2))

@@ -147,13 +147,14 @@ class _Found:
             name: importlib.metadata.version(name).split("+")[0]
             for name in ("laplace-lora", "torch", "transformers", "peft", "numpy")
         }
+        assert self.la.training is not None
         document: dict[str, Any] = {
             **self.comparison.to_dict(),
             "prior_precision": self.la.prior_precision,
             "posterior": {
                 "structure": self.la.config.structure,
                 "fisher": self.la.config.fisher_for(self.opened.classes),
-                "training_examples": self.la.train_examples,
+                "training_examples": self.la.training.examples,
                 "bytes": self.la.posterior.nbytes,
             },
             "temperature": self.temperature,
@@ -185,11 +186,12 @@ class _Found:
             epistemic=self.predictive.mutual_information.numpy(),
         )
         config = self.config
+        assert self.la.training is not None
         details: list[tuple[str, object]] = [
             ("Adapter", config.source.adapter),
             ("Data", f"{config.data}, {len(self.data)} examples"),
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
-            ("Training examples", f"{self.la.train_examples:,}"),
+            ("Training examples", f"{self.la.training.examples:,}"),
             ("Prior precision", _shown(self.la.prior_precision)),
         ]
         if self.temperature is not None:

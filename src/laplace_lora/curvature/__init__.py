@@ -1,6 +1,6 @@
 """One pass over the data, folded into sufficient statistics: start, update, merge, finalise."""
 
-from laplace_lora.curvature.base import Curvature
+from laplace_lora.curvature.base import Curvature, require_finite_statistics
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, fit_curvature
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
@@ -19,4 +19,5 @@ __all__ = [
     "digest_numbers",
     "fit_curvature",
     "input_digests",
+    "require_finite_statistics",
 ]

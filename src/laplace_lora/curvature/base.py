@@ -1,12 +1,13 @@
 """The fold that every curvature is: start empty, update per gradient, merge two, finalise."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.errors import UnsupportedInputError
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.matrices import MatrixShape
 
@@ -89,3 +90,22 @@ def add_sums(mine: list[Tensor | None], other: list[Tensor | None]) -> None:
         if value is not None:
             held = mine[index]
             mine[index] = value.clone() if held is None else held + value
+
+
+def require_finite_statistics(statistics: Mapping[str, Sequence[Tensor]], shapes: Sequence[MatrixShape]) -> None:
+    """Refuse curvature that overflowed, though the logits did not.
+
+    Args:
+        statistics: What a fold ended with.
+        shapes: One per matrix, for the names.
+
+    Raises:
+        UnsupportedInputError: A number is NaN or infinite.
+    """
+    for tensors in statistics.values():
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            if not bool(torch.isfinite(tensor).all()):
+                raise UnsupportedInputError(
+                    f"the curvature of {shape.name} is NaN or infinite, though the logits are not: gradients overflow; "
+                    "load the base in float32, or train again with a lower learning rate."
+                )

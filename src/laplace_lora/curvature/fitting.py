@@ -40,6 +40,11 @@ class FitResult:
     accuracy: float | None
     inputs: Tensor
 
+    @property
+    def nll(self) -> float | None:
+        """Mean negative log-likelihood of the trained adapter on these examples, in nats, or None without labels."""
+        return None if self.log_likelihood is None else -self.log_likelihood / self.examples
+
     def seen(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Say which inputs of a batch were among the training examples.
 

@@ -46,10 +46,9 @@ def describe(
         f"  fitted to {fitted.examples:,} examples with {fitted.classes} logits, Fisher "
         f"{config.fisher_for(fitted.classes)}; {posterior.nbytes:,} bytes"
     )
-    if fitted.log_likelihood is not None:
-        nll = -fitted.log_likelihood / fitted.examples
+    if fitted.nll is not None:
         accuracy = "" if fitted.accuracy is None else f", accuracy {fitted.accuracy:.3f}"
-        lines.append(f"  trained adapter on those examples: NLL {nll:.4f} nats{accuracy}")
+        lines.append(f"  trained adapter on those examples: NLL {fitted.nll:.4f} nats{accuracy}")
     gamma = posterior.effective_parameters(precision).tolist()
     how = f"tuned by {tuned_by}" if tuned_by else "as configured"
     lines.append(f"  prior precision ({how}), effective parameters:")
