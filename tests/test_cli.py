@@ -29,7 +29,7 @@ def test_wrong_arguments_are_refused(arguments):
 
 
 def test_a_foreseen_error_is_one_line(monkeypatch, capsys):
-    def fail():
+    def fail(**_):
         raise LaplaceLoRAError("something foreseen; do this instead.")
 
     monkeypatch.setattr(cli, "app", fail)
@@ -80,3 +80,19 @@ def test_a_seed_that_misses_a_bar_is_shown(tmp_path: Path):
     ]
     assert document["config"]["train"] == DemoConfig().train
     assert set(dataclasses.asdict(DemoConfig())) == set(document["config"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(["fit", "--adapter", "x"], "--data"), (["fit", "--nonsense"], "--nonsense"), (["nonsense"], "nonsense")],
+)
+def test_wrong_usage_is_one_line(arguments, part, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["laplace-lora", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith("laplace-lora: ")
+    assert part in line
+    assert line.endswith("--help.\n")

@@ -1,6 +1,7 @@
 """The command line: ``laplace-lora VERB``."""
 
 import os
+import sys
 import warnings
 
 import typer
@@ -34,7 +35,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        app()
+        status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except LaplaceLoRAError as error:
         typer.echo(f"laplace-lora: {error}", err=True)
         raise SystemExit(1) from None
+    except Exception as error:
+        # The command-line library's own usage errors, which it would print in several lines.
+        explain = getattr(error, "format_message", None)
+        if explain is None:
+            raise
+        verb = getattr(getattr(error, "ctx", None), "command_path", "laplace-lora")
+        typer.echo(f"laplace-lora: {' '.join(explain().split())} See {verb} --help.", err=True)
+        raise SystemExit(2) from None
+    raise SystemExit(status if isinstance(status, int) else 0)

@@ -41,7 +41,7 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
 
     console = Console(quiet, json_log)
     try:
-        _hush_libraries()
+        _hush_libraries(downloads=console.progress)
         with _ended_politely(), console.warnings_as_lines():
             yield console
     except _Terminated:
@@ -107,10 +107,13 @@ def _traceback_if_wanted(error: Exception) -> None:
         raise error
 
 
-def _hush_libraries() -> None:
+def _hush_libraries(downloads: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()

@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     for path in filter(None, (config.data, config.validation, config.ood)):
         next(open_rows(path), None)
     check_writable(config.out)
-    opened = open_adapter(config.source)
+    opened = open_adapter(config.source, progress=console.progress)
     la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
     form = la.input_format
     opened.label_names = form.label_names

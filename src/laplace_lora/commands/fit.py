@@ -81,7 +81,7 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     out = _output_folder(config)
     check_writable(out)
 
-    opened = open_adapter(config.source, config.label_names)
+    opened = open_adapter(config.source, config.label_names, progress=console.progress)
     given = _given_format(config)
     data = opened.scan(config.data, given, "required")
     form = opened.complete(given, data)

@@ -29,12 +29,14 @@ class OpenAdapter:
         tokenizer: Its tokenizer.
         label_names: Names of its classes, or None.
         classes: Number of logits, K.
+        progress: Whether long work on files shows a progress bar.
     """
 
     model: nn.Module
     tokenizer: Any
     label_names: tuple[str, ...] | None
     classes: int
+    progress: bool = False
 
     @property
     def labels(self) -> LabelReader:
@@ -59,7 +61,7 @@ class OpenAdapter:
             The file.
         """
         known = None if form.template is None else RowFormat(form.template, form.pair_template)
-        return scan(path, self.labels, form=known, pairs=self.pairs, labels=labels, name=name)
+        return scan(path, self.labels, form=known, pairs=self.pairs, labels=labels, name=name, progress=self.progress)
 
     def complete(self, form: InputFormat, file: DataFile) -> InputFormat:
         """Fill in what was not given of an input format.
@@ -91,12 +93,15 @@ class OpenAdapter:
         return make_encoder(self.model, self.tokenizer, form)
 
 
-def open_adapter(source: AdapterSource, label_names: tuple[str, ...] | None = None) -> OpenAdapter:
+def open_adapter(
+    source: AdapterSource, label_names: tuple[str, ...] | None = None, *, progress: bool = False
+) -> OpenAdapter:
     """Load an adapter onto its device.
 
     Args:
         source: Where it comes from.
         label_names: Names of its classes; those saved with it if not given.
+        progress: Whether long work on files shows a progress bar.
 
     Returns:
         The adapter.
@@ -118,7 +123,7 @@ def open_adapter(source: AdapterSource, label_names: tuple[str, ...] | None = No
             f"{len(names)} label names are saved with {source.adapter}, which has {classes} classes; give them to fit "
             "with --labels a,b,c."
         )
-    opened = OpenAdapter(model.to(device), tokenizer, label_names or names, classes)
+    opened = OpenAdapter(model.to(device), tokenizer, label_names or names, classes, progress)
     opened.labels  # noqa: B018 - refuses names that do not fit before any file is read
     return opened
 

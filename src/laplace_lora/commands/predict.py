@@ -62,7 +62,7 @@ def predict(config: PredictConfig, console: Console) -> int:
         _check_output(config)
     with _readable(config.data) as (path, name):
         next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
-        opened = open_adapter(config.source)
+        opened = open_adapter(config.source, progress=console.progress)
         la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
         form = la.input_format
         data = opened.scan(path, form, "ignored", name)

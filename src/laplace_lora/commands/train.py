@@ -11,6 +11,7 @@ from typing import Any
 
 import peft
 import torch
+from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 from laplace_lora.commands.console import Console
@@ -75,7 +76,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     if config.out.exists() and any(config.out.iterdir()):
         raise OutputError(f"{config.out} is not empty; give a new folder with --out.")
     tokenizer = _load(AutoTokenizer, config)
-    data, validation, labels = _scan(config, tokenizer)
+    data, validation, labels = _scan(config, tokenizer, console.progress)
     set_seed(config.training.seed)
     base, fresh = _load_base(config, labels)
     model = add_adapter(base, config.training, fresh)
@@ -98,8 +99,8 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     )
     tokenizer.padding_side = form.padding_side
     encoder = make_encoder(model, tokenizer, form)
-    rows = _tokenise(data, encoder)
-    held_out = None if validation is None else _tokenise(validation, encoder)
+    rows = _tokenise(data, encoder, console.progress)
+    held_out = None if validation is None else _tokenise(validation, encoder, console.progress)
     if encoder.truncated:
         console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
     with whole_files(config.out) as folder:
@@ -128,14 +129,14 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     return model
 
 
-def _scan(config: TrainConfig, tokenizer: Any) -> tuple[DataFile, DataFile | None, LabelReader]:
+def _scan(config: TrainConfig, tokenizer: Any, progress: bool) -> tuple[DataFile, DataFile | None, LabelReader]:
     if config.label_names is not None and len(config.label_names) < 2:
         raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
     form = None if config.template is None else RowFormat(config.template)
     pairs = tokenizer.sep_token is not None
     names = config.label_names
     labels = LabelReader(MOST_CLASSES if names is None else len(names), names)
-    data = scan(config.data, labels, form=form, pairs=pairs)
+    data = scan(config.data, labels, form=form, pairs=pairs, progress=progress)
     if names is None:
         classes = 1 + max(index for index, count in enumerate(data.label_counts) if count)
         labels = LabelReader(classes)
@@ -148,7 +149,7 @@ def _scan(config: TrainConfig, tokenizer: Any) -> tuple[DataFile, DataFile | Non
         )
     validation = None
     if config.validation is not None:
-        validation = scan(config.validation, labels, form=data.form, pairs=pairs)
+        validation = scan(config.validation, labels, form=data.form, pairs=pairs, progress=progress)
     return data, validation, labels
 
 
@@ -196,10 +197,10 @@ def _name_base(model: peft.PeftModel, name: str) -> None:
         model.peft_config["default"].base_model_name_or_path = str(Path(name).resolve())
 
 
-def _tokenise(file: DataFile, encoder: Encoder) -> list[dict[str, Any]]:
+def _tokenise(file: DataFile, encoder: Encoder, progress: bool) -> list[dict[str, Any]]:
     """Read all rows, one by one: the collator pads them."""
     rows = []
-    for example in file:
+    for example in tqdm(file, desc="tokenise", unit="row", delay=1.0, disable=not progress):
         batch = encoder.encode([example], file.name)
         rows.append({key: value[0].tolist() for key, value in batch.items()})
     return rows

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tqdm import tqdm
+
 from laplace_lora.data.files import open_rows
 from laplace_lora.data.labels import LabelReader
 from laplace_lora.data.templates import RowFormat, row_format
@@ -76,6 +78,7 @@ def scan(
     pairs: bool = True,
     labels: Labels = "required",
     name: str | None = None,
+    progress: bool = False,
 ) -> DataFile:
     """Check a whole file, one row at a time.
 
@@ -86,6 +89,7 @@ def scan(
         pairs: Whether the tokenizer puts something between two texts.
         labels: Whether every row must have one; with ``optional``, all or none.
         name: What messages call the file; its path if not given.
+        progress: Whether to show a progress bar once a second has gone by.
 
     Returns:
         The file.
@@ -103,7 +107,8 @@ def scan(
             raise DataFileError(f"{name} has no rows; give a file with at least one example.")
         form = row_format(first, name, pairs)
     form.fields()  # a malformed template is not the first row's fault
-    for example in _examples(path, name, form, used):
+    rows = _examples(path, name, form, used)
+    for example in tqdm(rows, desc=f"check {name}", unit="row", delay=1.0, disable=not progress):
         if example.label is not None:
             counts[example.label] += 1
         elif labels == "required":
