@@ -40,8 +40,7 @@ def run_step(name: str, classes: int, step: str) -> None:
     _reset_high_water_mark()
     before = resident_bytes()
     if step == "training_step":
-        model.train()
-        model(**batch).loss.backward()
+        model(**batch).loss.backward()  # in eval mode: dropout 0, as in everything it is compared with
     elif step == "predict":
         la.predict(batch)
     else:
