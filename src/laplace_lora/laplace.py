@@ -15,7 +15,7 @@ from laplace_lora import prior as priors
 from laplace_lora.adapters import discover_sites, fingerprint, perturbed_state_dict
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
-from laplace_lora.errors import LaplaceLoRAError, NotFittedError, UnsupportedInputError
+from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.functional import functional_covariances
 from laplace_lora.jacobians import jacobian_pass
 from laplace_lora.likelihoods import Categorical, Gaussian, Likelihood
@@ -382,21 +382,11 @@ class LaplaceLoRA:
     def _tune_by_validation(self, loader: Iterable[Batch]) -> None:
         if not self._likelihood.shift_invariant:
             raise LaplaceLoRAError("validation tuning needs classes; use tune_prior('evidence').")
-        means, covariances, labels = [], [], []
-        for logits, covariance, label in self._covariances(
-            loader, priors.SCALES, "validate" if self.config.progress else None
-        ):
-            if label is None:
-                raise UnsupportedInputError("the validation batches have no labels; give labelled data.")
-            self._likelihood.log_likelihood(logits, label)  # refuses labels that are no class indices
-            means.append(logits)
-            covariances.append(covariance)
-            labels.append(label.long())
-        if not means:
-            raise LaplaceLoRAError("the validation loader gave no batch; check the data.")
-        result = priors.choose_scale(
-            torch.cat(means), torch.cat(covariances, dim=1), torch.cat(labels), self._predictive
+        description = "validate" if self.config.progress else None
+        mean, covariances, labels = priors.collect(
+            self._covariances(loader, priors.SCALES, description), self._likelihood, self.config.memory_limit_bytes
         )
+        result = priors.choose_scale(mean, covariances, labels, self._predictive)
         if result.at_edge:
             warnings.warn(
                 f"the validation data prefer a prior precision at the edge of what was tried (factor {result.scale:g}"

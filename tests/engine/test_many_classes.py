@@ -8,6 +8,7 @@ import torch
 from engine.counting import Passes, counted_model
 from engine.support import fitted
 from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError, Predictive
+from laplace_lora.errors import MemoryLimitError
 from laplace_lora.jacobians import SiteGradient
 from tiny_models import MODELS, batches, collate, random_examples
 
@@ -136,3 +137,19 @@ def test_curvature_that_overflows_is_refused(structure: str, monkeypatch: pytest
     la = LaplaceLoRA(model, LaplaceConfig(progress=False, structure=structure))
     with pytest.raises(LaplaceLoRAError, match=r"the curvature of .* is NaN or infinite, .* lower learning rate\.$"):
         la.fit(batches(random_examples(4, num_labels=3), 2))
+
+
+def test_validation_data_beyond_the_memory_limit() -> None:
+    model = MODELS["bert"](num_labels=5)
+    train, held_out = random_examples(6, num_labels=5), random_examples(8, num_labels=5, seed=4)
+    needed = 2 * 49 * 8 * 8 * 5 * 5
+    settings = {"progress": False, "train_check_bytes": 0}
+    for limit in (needed, needed - 1):
+        la = LaplaceLoRA(model, LaplaceConfig(memory_limit_bytes=limit, **settings)).fit(batches(train, 3))
+        if limit == needed:
+            la.tune_prior("validation", batches(held_out, 4))
+            continue
+        before = la.prior_precision
+        with pytest.raises(MemoryLimitError, match=f"holds {needed} bytes after 8 examples, .* use tune_prior"):
+            la.tune_prior("validation", batches(held_out, 4))
+        assert la.prior_precision == before

@@ -2,7 +2,7 @@
 
 from laplace_lora.prior.evidence import EvidenceResult, fixed_point, log_evidence, squared_norms
 from laplace_lora.prior.train_check import TrainFit, training_fit, training_warning
-from laplace_lora.prior.validation import SCALES, ValidationResult, choose_scale, mean_nll
+from laplace_lora.prior.validation import SCALES, ValidationResult, choose_scale, collect, mean_nll
 
 __all__ = [
     "SCALES",
@@ -10,6 +10,7 @@ __all__ = [
     "TrainFit",
     "ValidationResult",
     "choose_scale",
+    "collect",
     "fixed_point",
     "log_evidence",
     "mean_nll",

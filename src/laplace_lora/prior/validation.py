@@ -5,11 +5,13 @@ only integrals.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from laplace_lora.errors import MemoryLimitError, UnsupportedInputError
+from laplace_lora.likelihoods import Likelihood
 from laplace_lora.predictive import Predictive
 
 # A quarter decade apart: the NLL is flat on that scale.
@@ -29,6 +31,45 @@ class ValidationResult:
     scale: float
     nll: float
     at_edge: bool
+
+
+def collect(
+    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]], likelihood: Likelihood, limit_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hold a whole validation set's Gaussian logits, 8 S K^2 bytes per example.
+
+    Args:
+        batches: Logits (B, K), covariances (S, B, K, K) and labels (B,) or None.
+        likelihood: Refuses labels that are no class indices.
+        limit_bytes: Most bytes of covariances.
+
+    Returns:
+        (N, K) logits, (S, N, K, K) covariances and (N,) labels.
+
+    Raises:
+        UnsupportedInputError: There are no labels, or no batches.
+        MemoryLimitError: The covariances would take more bytes than the limit.
+    """
+    means, covariances, labels = [], [], []
+    held = 0
+    for logits, covariance, label in batches:
+        if label is None:
+            raise UnsupportedInputError("the validation batches have no labels; give labelled data.")
+        likelihood.log_likelihood(logits, label)
+        held += covariance.nbytes
+        means.append(logits)
+        covariances.append(covariance)
+        labels.append(label.long())
+        # torch.cat holds everything twice for a moment.
+        if 2 * held > limit_bytes:
+            examples = sum(map(len, means))
+            raise MemoryLimitError(
+                f"tuning on validation data holds {2 * held} bytes after {examples} examples, the limit is "
+                f"{limit_bytes}; give fewer of them, use tune_prior('evidence'), or raise LaplaceConfig(memory_limit_bytes=...)."
+            )
+    if not means:
+        raise UnsupportedInputError("the validation loader gave no batch; check the data.")
+    return torch.cat(means), torch.cat(covariances, dim=1), torch.cat(labels)
 
 
 def choose_scale(
