@@ -65,7 +65,8 @@ def collect(
             examples = sum(map(len, means))
             raise MemoryLimitError(
                 f"tuning on validation data holds {2 * held} bytes after {examples} examples, the limit is "
-                f"{limit_bytes}; give fewer of them, use tune_prior('evidence'), or raise LaplaceConfig(memory_limit_bytes=...)."
+                f"{limit_bytes}; give fewer of them, use tune_prior('evidence'), or raise "
+                "LaplaceConfig(memory_limit_bytes=...)."
             )
     if not means:
         raise UnsupportedInputError("the validation loader gave no batch; check the data.")
