@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, BertForMaskedLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
 
 from cli.folders import Folders, bert_tokenizer, error_line, rows, run, write_jsonl
 from laplace_lora import load_adapter
@@ -105,3 +106,23 @@ def test_the_dtype_of_the_fit_is_named(folders: Folders, adapter: Path) -> None:
     assert run("fit", "--adapter", adapter, "--data", folders.train, "--quiet", "--dtype", "bfloat16").exit_code == 0
     line = error_line(run("predict", "--adapter", adapter, "--data", folders.train, "--out", "-"))
     assert "--dtype bfloat16" in line
+
+
+def test_a_padding_token_that_was_added_before_training(folders: Folders, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders.llama)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    model = AutoModelForSequenceClassification.from_pretrained(folders.llama, num_labels=2)
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])).eval()
+    adapted.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    loaded, again, _ = load_adapter(tmp_path / "adapter")
+    assert again.pad_token == "<pad>"
+    texts = [row["text"] for row in rows(4, 2)]
+    batch = dict(again(texts, padding=True, return_tensors="pt"))
+    torch.testing.assert_close(loaded(**batch).logits, adapted(**batch).logits)
+    data = write_jsonl(tmp_path / "train.jsonl", rows(8, 2))
+    for verb in (["fit"], ["predict", "--out", tmp_path / "p.jsonl"]):
+        result = run(*verb, "--adapter", tmp_path / "adapter", "--data", data, "--quiet")
+        assert result.exit_code == 0, result.stderr

@@ -73,6 +73,7 @@ def load_classifier(
             raise AdapterFileError(_base_message(name, saved, error)) from error
         _refuse_new_weights(name, saved, info)
         _refuse_non_finite(name, model)
+        _resize_embeddings(model, saved)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # missing keys are refused below
@@ -184,6 +185,15 @@ def _refuse_new_weights(name: str, saved: SavedAdapter, info: Mapping[str, Any])
             f"neither the base {name} nor the adapter in {saved.folder} holds {shown}: they would be random; give the "
             "right base with --base, or train again with these modules in LoraConfig(modules_to_save=[...])."
         )
+
+
+def _resize_embeddings(model: Any, saved: SavedAdapter) -> None:
+    """Make room for tokens that were added before training (a padding token, say): PEFT saves all embeddings then."""
+    embedding = model.get_input_embeddings()
+    key = next((name for name, module in model.named_modules() if module is embedding), "")
+    shape = saved.shapes.get(f"{_PREFIX}{key}.weight")
+    if shape is not None and len(shape) == 2 and shape[0] != embedding.weight.shape[0]:
+        model.resize_token_embeddings(shape[0], mean_resizing=False)
 
 
 def _refuse_non_finite(name: str, model: nn.Module) -> None:
