@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+# Jinja comes with torch, which cannot be installed without it.
 from jinja2 import StrictUndefined, Template, meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
