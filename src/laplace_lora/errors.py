@@ -1,6 +1,30 @@
 """Errors of the library. Every message ends with what the reader can do about it."""
 
 
+def first_line(error: BaseException) -> str:
+    """Cut another library's error down to what fits into one of our lines.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its first line, without the full stop, or its class if it says nothing.
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Say whether an error is a panic of a library written in Rust, which is no ``Exception``.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Whether it is.
+    """
+    return type(error).__name__ == "PanicException"
+
+
 class LaplaceLoRAError(Exception):
     """Base class of all errors raised on purpose by laplace-lora."""
 

@@ -312,18 +312,14 @@ class LaplaceLoRA:
         Raises:
             LaplaceLoRAError: Files are damaged or the model is another one; says what differs.
         """
-        state, tensors, inputs = read_posterior(directory)
+        state, posterior, fitted = read_posterior(directory, next(model.parameters()).device)
         if state.readout not in READOUTS:
             raise LaplaceLoRAError(f"readout {state.readout!r} is not known here; install a newer laplace-lora.")
         la = cls(model, state.config, READOUTS[state.readout](), state.input_format)
         state.check_model(fingerprint(model, la._adapter), la._shapes)
-        device = next(model.parameters()).device
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        la._posterior = la._structure.posterior.from_tensors(la._shapes, tensors)
-        la._posterior.assign_groups(la._groups.index)
+        la._posterior, la._fit = posterior, fitted
         la._precision = torch.tensor(state.prior_precision, dtype=torch.float64)
         la._tuned_by = state.tuned_by
-        la._fit = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs)
         return la
 
     def _labelled_fit(self) -> tuple[Posterior, float]:

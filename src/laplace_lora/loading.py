@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from laplace_lora.adapters import load_classifier, read_saved_adapter
-from laplace_lora.errors import AdapterFileError, PosteriorFileError
+from laplace_lora.errors import AdapterFileError, PosteriorFileError, first_line, is_rust_panic
 from laplace_lora.persistence import (
     CONFIG_NAME,
     TRAINING_NAME,
@@ -93,7 +93,7 @@ def saved_input_format(folder: Path) -> InputFormat | None:
             return None  # somebody else's file of that name
         return input_format_from(document["input_format"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError, PosteriorFileError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
+        reason = first_line(error)
         raise AdapterFileError(
             f"{path} is damaged ({reason}); copy the adapter again, or remove that file and give fit --labels, "
             "--template and --max-length."
@@ -108,9 +108,9 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise ValueError("it has no vocabulary")
     except BaseException as error:  # transformers and tokenizers raise whatever they please, Rust's panics among it
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_rust_panic(error):
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
+        reason = first_line(error)
         raise AdapterFileError(
             f"the tokenizer in {source} cannot be loaded ({reason}); save it beside the adapter "
             "(tokenizer.save_pretrained)."

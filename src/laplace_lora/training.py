@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
-from laplace_lora.errors import LaplaceLoRAError, MissingExtraError
+from laplace_lora.errors import LaplaceLoRAError, MissingExtraError, first_line
 from laplace_lora.quiet import quiet_transformers
 
 TokenRows = Sequence[Mapping[str, Any]]
@@ -86,9 +86,9 @@ def add_adapter(base: nn.Module, settings: TrainingSettings, also: Sequence[str]
     try:
         return peft.get_peft_model(base, config)
     except ValueError as error:
-        reason = str(error).splitlines()[0]
         raise LaplaceLoRAError(
-            f"no adapter can be put on {type(base).__name__} ({reason}); name its layers with --target-modules."
+            f"no adapter can be put on {type(base).__name__} ({first_line(error)}); name its layers with "
+            "--target-modules."
         ) from error
 
 

@@ -133,6 +133,12 @@ def test_state_goes_through_a_file_bit_for_bit(structure: str, kfac: str, dtype:
     tensors = posterior.tensors()
     assert all(any(name.startswith(f"{shape.name}.") for shape in posterior.shapes) for name in tensors)
     assert posterior.nbytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    rows = len(next(iter(tensors.values())))
+    assert type(posterior).stored(posterior.shapes, rows) == {name: tuple(t.shape) for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        if name.endswith(posterior.spectra):
+            assert tensor.dtype == torch.float64
+            assert (tensor >= 0).all()
     read = {name: tensor.clone() for name, tensor in load(save(tensors)).items()}
     again = STRUCTURES[structure].posterior.from_tensors(posterior.shapes, read)
     again.assign_groups(posterior.groups)

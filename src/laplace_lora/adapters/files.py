@@ -9,7 +9,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from laplace_lora.errors import AdapterFileError, UnsupportedAdapterError
+from laplace_lora.errors import AdapterFileError, UnsupportedAdapterError, first_line
 
 PICKLED_NAME = "adapter_model.bin"
 
@@ -50,7 +50,7 @@ def read_saved_adapter(folder: Path) -> SavedAdapter:
     except FileNotFoundError:
         raise AdapterFileError(_no_adapter(folder)) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} cannot be read ({_first_line(error)}); save the adapter again.") from None
+        raise AdapterFileError(f"{path} cannot be read ({first_line(error)}); save the adapter again.") from None
     if not isinstance(config, dict):
         raise AdapterFileError(f"{path} holds no JSON object; save the adapter again.")
     kind = config.get("peft_type")
@@ -105,9 +105,5 @@ def _check_weights(folder: Path) -> dict[str, torch.Tensor]:
                     )
                 tensors[name] = tensor.to("meta")
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} is damaged ({_first_line(error)}); copy or save the adapter again.") from None
+        raise AdapterFileError(f"{path} is damaged ({first_line(error)}); copy or save the adapter again.") from None
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")

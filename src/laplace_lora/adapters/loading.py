@@ -49,8 +49,12 @@ def load_classifier(
             f"the adapter in {saved.folder} is of task type {task}; only sequence classification (SEQ_CLS) is handled."
         )
     config = _base_config(name, revision, saved)
-    classes = saved_classes(config, saved.shapes)
-    _refuse_absurd_size(name, config, classes or 2)
+    try:
+        two, three = _empty_shapes(config, 2), _empty_shapes(config, 3)
+    except Exception as error:  # transformers raises whatever it pleases
+        raise AdapterFileError(_base_message(name, saved, error)) from error
+    classes = _head_size(two, three, saved.shapes)
+    _refuse_absurd_size(name, two)
     if classes is None and task is None:
         raise AdapterFileError(
             f"the adapter in {saved.folder} names no task type and holds no classification head; train it with "
@@ -100,7 +104,12 @@ def saved_classes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | N
     Returns:
         K, or None if the adapter holds no head.
     """
-    two, three = _empty_shapes(config, 2), _empty_shapes(config, 3)
+    return _head_size(_empty_shapes(config, 2), _empty_shapes(config, 3), shapes)
+
+
+def _head_size(
+    two: Mapping[str, tuple[int, ...]], three: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> int | None:
     for name, shape in two.items():
         saved = shapes.get(_PREFIX + name)
         changed = [axis for axis, size in enumerate(shape) if size != three[name][axis]]
@@ -148,18 +157,17 @@ def _base_config(name: str, revision: str | None, saved: SavedAdapter) -> Any:
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > _MOST_LAYERS:
             raise ValueError(f"config.json says {layers} layers")
-        _empty_shapes(config, 2)
     except Exception as error:  # transformers raises whatever it pleases
         raise AdapterFileError(_base_message(name, saved, error)) from error
     return config
 
 
-def _refuse_absurd_size(name: str, config: Any, classes: int) -> None:
+def _refuse_absurd_size(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a damaged config.json before memory is taken for what it describes."""
     if not os.path.isdir(name):
         return
     there = sum(os.path.getsize(entry.path) for entry in os.scandir(name) if entry.is_file())
-    described = sum(math.prod(shape) for shape in _empty_shapes(config, classes).values())
+    described = sum(math.prod(shape) for shape in shapes.values())
     # Half a byte per weight is the least that quantised checkpoints take; tied weights are described twice.
     if described > 8 * there + _SMALL:
         raise AdapterFileError(
@@ -175,10 +183,22 @@ def _base_message(name: str, saved: SavedAdapter, error: Exception) -> str:
     )
 
 
+def unfilled_keys(info: Mapping[str, Any]) -> list[str]:
+    """List the weights that a checkpoint left at their random start.
+
+    Args:
+        info: What ``from_pretrained(..., output_loading_info=True)`` returned beside the model.
+
+    Returns:
+        Names of those that it lacks, or holds in another shape.
+    """
+    mismatched = (entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ()))
+    return [*info.get("missing_keys", ()), *mismatched]
+
+
 def _refuse_new_weights(name: str, saved: SavedAdapter, info: Mapping[str, Any]) -> None:
     """Refuse weights that neither the base nor the adapter holds: they would be random at every load."""
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info.get("mismatched_keys", ())]
-    absent = [key for key in (*info.get("missing_keys", ()), *mismatched) if _PREFIX + key not in saved.shapes]
+    absent = [key for key in unfilled_keys(info) if _PREFIX + key not in saved.shapes]
     if absent:
         shown = ", ".join(sorted(absent)[:4]) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
         raise AdapterFileError(

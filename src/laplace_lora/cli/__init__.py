@@ -1,8 +1,6 @@
 """The command line: ``laplace-lora VERB``."""
 
-import os
 import sys
-import warnings
 
 import typer
 
@@ -31,9 +29,6 @@ for _verb in (demo, verbs.train, verbs.fit, verbs.evaluate, verbs.predict, verbs
 
 def main() -> None:
     """Run the command line; a foreseen error is one line on standard error and exit status 1."""
-    # The demo and every local adapter work offline; nothing is to be reported on the way.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         status = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except LaplaceLoRAError as error:

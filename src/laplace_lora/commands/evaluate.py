@@ -12,12 +12,13 @@ import torch
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import OpenAdapter, open_adapter
+from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.records import records, require_probabilities
 from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
 from laplace_lora.commands.watched import Watched
-from laplace_lora.data import DataFile, RowFormat, open_rows
+from laplace_lora.data import RowFormat, open_rows
+from laplace_lora.data.scan import Example
 from laplace_lora.evaluation import (
     Comparison,
     OutOfDistribution,
@@ -84,8 +85,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Returns:
         The figures.
     """
-    for path in filter(None, (config.data, config.validation, config.ood)):
-        next(open_rows(path), None)
+    require_readable(config.data, config.validation, config.ood)
     check_writable(config.out)
     opened = open_adapter(config.source, progress=console.progress)
     la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
@@ -110,19 +110,19 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         held_out.warn(console, config.validation, "the temperature chosen on them is too low")
         seconds["temperature"] = time.perf_counter() - start
     outside = None if ood is None else _predict(la, encoder.batches(ood, config.batch_size), "ood", console)
-    labels = np.array([example.label for example in data])
-    comparison = compare(_methods(inside, temperature), labels)
+    examples = list(data)
+    methods = _methods(inside, temperature)
+    comparison = compare(methods, np.array([example.label for example in examples]))
     detection = None
     if outside is not None:
         detection = ood_scores(
-            _methods(inside, temperature),
+            methods,
             _methods(outside, temperature),
             in_mutual_information={"laplace": inside.mutual_information.numpy()},
             out_mutual_information={"laplace": outside.mutual_information.numpy()},
         )
-    if encoder.truncated:
-        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
-    found = _Found(config, opened, la, data, inside, comparison, detection, temperature, seconds)
+    warn_of_cuts(encoder, console)
+    found = _Found(config, opened, la, examples, inside, methods, comparison, detection, temperature, seconds)
     with whole_files(config.out) as folder:
         found.write(folder)
     console.say("saved", f"report in {config.out / 'report.html'}", out=str(config.out))
@@ -134,8 +134,9 @@ class _Found:
     config: EvaluateConfig
     opened: OpenAdapter
     la: LaplaceLoRA
-    data: DataFile
+    examples: list[Example]
     predictive: Predictive
+    methods: dict[str, Any]
     comparison: Comparison
     ood: OutOfDistribution | None
     temperature: float | None
@@ -168,7 +169,7 @@ class _Found:
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         names = self.la.input_format.label_names
         with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
-            for example, record in zip(self.data, records(self.predictive, names), strict=True):
+            for example, record in zip(self.examples, records(self.predictive, names), strict=True):
                 assert example.label is not None
                 record["prediction"] = record["label"]
                 record["label"] = example.label if names is None else names[example.label]
@@ -177,19 +178,18 @@ class _Found:
         self._write_report(folder / "report.html", versions)
 
     def _write_report(self, path: Path, versions: dict[str, str]) -> None:
-        examples = list(self.data)
         predictions = Predictions(
-            labels=np.array([example.label for example in examples]),
-            methods=_methods(self.predictive, self.temperature),
+            labels=np.array([example.label for example in self.examples]),
+            methods=self.methods,
             label_names=self.opened.labels.shown_names(),
-            texts=[e.text if e.pair is None else f"{e.text} | {e.pair}" for e in examples],
+            texts=[e.text if e.pair is None else f"{e.text} | {e.pair}" for e in self.examples],
             epistemic=self.predictive.mutual_information.numpy(),
         )
         config = self.config
         assert self.la.training is not None
         details: list[tuple[str, object]] = [
             ("Adapter", config.source.adapter),
-            ("Data", f"{config.data}, {len(self.data)} examples"),
+            ("Data", f"{config.data}, {len(self.examples)} examples"),
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
             ("Training examples", f"{self.la.training.examples:,}"),
             ("Prior precision", _shown(self.la.prior_precision)),

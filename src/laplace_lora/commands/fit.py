@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import OpenAdapter, open_adapter
+from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.data import DataFile, Encoder, open_rows
+from laplace_lora.data import DataFile, Encoder
+from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.loading import saved_input_format
@@ -76,8 +77,7 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
         raise LaplaceLoRAError("prior 'validation' needs held-out data; give it with --validation, or use evidence.")
     if prior != "validation" and config.validation is not None:
         raise LaplaceLoRAError(f"prior {prior} uses no held-out data; leave out --validation, or use prior validation.")
-    for path in filter(None, (config.data, config.validation)):
-        next(open_rows(path), None)  # a wrong path is told before a model is loaded
+    require_readable(config.data, config.validation)
     out = _output_folder(config)
     check_writable(out)
 
@@ -92,9 +92,10 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     if not isinstance(prior, str):
         laplace = dataclasses.replace(laplace, prior_precision=float(prior))
     la = LaplaceLoRA(opened.model, laplace, input_format=form)
-    _say_plan(console, la, opened, data, config)
+    batches = encoder.batches(data, config.batch_size)
+    _say_plan(console, la, opened, batches)
     start = time.perf_counter()
-    la.fit(encoder.batches(data, config.batch_size))
+    la.fit(batches)
     seconds = time.perf_counter() - start
     _say_fit(console, la, data, encoder, seconds)
     if prior == "validation":
@@ -136,18 +137,18 @@ def _given_format(config: FitConfig) -> InputFormat:
     return saved
 
 
-def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, data: DataFile, config: FitConfig) -> None:
+def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, batches: Batches) -> None:
     fisher = la.config.fisher_for(opened.classes)
-    batches = -(-len(data) // config.batch_size)
+    forward, examples = len(batches), len(batches.file)
     each = 0 if la.config.structure == "last_layer" else opened.classes - 1 if fisher == "exact" else 1
     console.say(
         "plan",
-        f"fit: {len(data)} examples, {opened.classes} classes, structure {la.config.structure}, Fisher {fisher}: "
-        f"{batches} forward and {batches * each} backward passes of up to {config.batch_size} examples",
-        examples=len(data),
+        f"fit: {examples} examples, {opened.classes} classes, structure {la.config.structure}, Fisher {fisher}: "
+        f"{forward} forward and {forward * each} backward passes of up to {batches.batch_size} examples",
+        examples=examples,
         classes=opened.classes,
-        forward_passes=batches,
-        backward_passes=batches * each,
+        forward_passes=forward,
+        backward_passes=forward * each,
     )
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import torch
 
 from laplace_lora.commands.settings import local_or_hub
-from laplace_lora.curvature import FitResult
 from laplace_lora.persistence import describe, read_posterior
-from laplace_lora.structures import STRUCTURES
 
 
 def info(directory: str | Path) -> str:
@@ -19,10 +17,7 @@ def info(directory: str | Path) -> str:
     Returns:
         Several lines of text.
     """
-    state, tensors, inputs = read_posterior(local_or_hub(str(directory)))
-    posterior = STRUCTURES[state.config.structure].posterior.from_tensors(state.matrices, tensors)
-    posterior.assign_groups(state.groups().index)
-    fitted = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs)
+    state, posterior, fitted = read_posterior(local_or_hub(str(directory)))
     precision = torch.tensor(state.prior_precision, dtype=torch.float64)
     text = describe(state.config, state.matrices, state.held_at_map, precision, state.tuned_by, fitted, posterior)
     form = state.input_format

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from laplace_lora.commands.console import Console
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
-from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, open_rows, scan
 from laplace_lora.data.scan import Labels
-from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, UnsupportedInputError
+from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.loading import load_adapter
 from laplace_lora.persistence import InputFormat
 from laplace_lora.readouts import is_causal
@@ -91,6 +92,27 @@ class OpenAdapter:
             The encoder.
         """
         return make_encoder(self.model, self.tokenizer, form)
+
+
+def require_readable(*paths: Path | None) -> None:
+    """Refuse a wrong path before a model is loaded.
+
+    Args:
+        *paths: Data files; None for one that was not given.
+    """
+    for path in filter(None, paths):
+        next(open_rows(path), None)
+
+
+def warn_of_cuts(encoder: Encoder, console: Console) -> None:
+    """Say how many inputs were cut.
+
+    Args:
+        encoder: Has made all batches.
+        console: Takes the warning.
+    """
+    if encoder.truncated:
+        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
 
 
 def open_adapter(
@@ -215,6 +237,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UnsupportedInputError(f"device {name!r} cannot be used ({reason}); give --device cpu.") from None
+        raise UnsupportedInputError(
+            f"device {name!r} cannot be used ({first_line(error)}); give --device cpu."
+        ) from None
     return device

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import open_adapter
+from laplace_lora.commands.inputs import open_adapter, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.records import records, require_probabilities
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
@@ -98,8 +98,7 @@ def predict(config: PredictConfig, console: Console) -> int:
             f"the classes beyond the {config.top_k} likeliest hold {mean:.4f} of the trained adapter's probability",
             neglected_mass=mean,
         )
-    if encoder.truncated:
-        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
+    warn_of_cuts(encoder, console)
     if config.out != STANDARD:
         console.say("saved", f"{len(data)} predictions in {config.out}", out=config.out, examples=len(data))
     return len(data)

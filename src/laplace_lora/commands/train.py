@@ -14,12 +14,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
+from laplace_lora.adapters import unfilled_keys
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import checked_max_length, make_encoder
+from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.settings import plain
-from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, open_rows, scan
-from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError
+from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, scan
+from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError, first_line
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
 from laplace_lora.quiet import quiet_transformers
@@ -70,8 +71,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
         OutputError: The folder is not empty.
     """
     require_training()
-    for path in filter(None, (config.data, config.validation)):
-        next(open_rows(path), None)
+    require_readable(config.data, config.validation)
     check_writable(config.out)
     if config.out.exists() and any(config.out.iterdir()):
         raise OutputError(f"{config.out} is not empty; give a new folder with --out.")
@@ -101,8 +101,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     encoder = make_encoder(model, tokenizer, form)
     rows = _tokenise(data, encoder, console.progress)
     held_out = None if validation is None else _tokenise(validation, encoder, console.progress)
-    if encoder.truncated:
-        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
+    warn_of_cuts(encoder, console)
     with whole_files(config.out) as folder:
         with _bar_ended(console):
             fine_tune(
@@ -167,8 +166,7 @@ def _load_base(config: TrainConfig, labels: LabelReader) -> tuple[Any, list[str]
     # The names of the base's own classes, if it has some, are not this task's.
     base.config.id2label = dict(enumerate(labels.names or (f"LABEL_{index}" for index in range(labels.classes))))
     base.config.label2id = {name: index for index, name in base.config.id2label.items()}
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in found["mismatched_keys"]]
-    layers = {key.rpartition(".")[0] for key in (*found["missing_keys"], *mismatched)}
+    layers = {key.rpartition(".")[0] for key in unfilled_keys(found)}
     # PEFT trains and saves these two by itself.
     fresh = sorted(name for name in layers if name.partition(".")[0] not in ("classifier", "score"))
     wrong = [name for name in fresh if type(base.get_submodule(name)) is not torch.nn.Linear]
@@ -184,10 +182,9 @@ def _load(factory: Any, config: TrainConfig, **options: Any) -> Any:
     try:
         return factory.from_pretrained(config.model, revision=config.revision, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises whatever it pleases
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
         raise AdapterFileError(
-            f"the base model {config.model} cannot be loaded ({reason}); give --model a folder or a hub id of a "
-            "transformers model."
+            f"the base model {config.model} cannot be loaded ({first_line(error)}); give --model a folder or a hub id "
+            "of a transformers model."
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from laplace_lora.data.scan import DataFile, Example
-from laplace_lora.errors import DataFileError
+from laplace_lora.errors import DataFileError, first_line, is_rust_panic
 
 
 @dataclasses.dataclass
@@ -57,11 +57,11 @@ class Encoder:
                 return_tensors="pt",
             )
         except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not isinstance(error, Exception) and not is_rust_panic(error):
                 raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")
             raise DataFileError(
-                f"{where} cannot be made into tokens ({reason}); mend the rows, or the tokenizer beside the adapter."
+                f"{where} cannot be made into tokens ({first_line(error)}); mend the rows, or the tokenizer beside "
+                "the adapter."
             ) from None
         for example, length in zip(examples, encoded["attention_mask"].sum(dim=1).tolist(), strict=True):
             if length == 0:

@@ -12,7 +12,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from laplace_lora.data.files import Row, is_text
-from laplace_lora.errors import DataFileError
+from laplace_lora.errors import DataFileError, first_line
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Templates come with downloaded posteriors: nothing but text may come of them, and soon. What could grow without
@@ -154,7 +154,7 @@ def _compiled(source: str) -> tuple[Template, frozenset[str]]:
         return _environment().from_string(tree), frozenset(meta.find_undeclared_variables(tree))
     except Exception as error:  # of Jinja, and of Python's compiler behind it
         raise DataFileError(
-            f"the template {_shown(source)} is malformed ({_reason(error)}); see the Jinja documentation."
+            f"the template {_shown(source)} is malformed ({first_line(error)}); see the Jinja documentation."
         ) from None
 
 
@@ -187,7 +187,7 @@ def _fill(source: str, values: Mapping[str, Any], row: Row, name: str) -> str:
         text = template.render(values)
     except Exception as error:  # whatever a template's own expressions run into
         raise DataFileError(
-            f"{name}:{row.line}: the template {_shown(source)} fails ({_reason(error)}); mend it."
+            f"{name}:{row.line}: the template {_shown(source)} fails ({first_line(error)}); mend it."
         ) from None
     if not text.strip():
         raise DataFileError(f"{name}:{row.line} gives an empty text; remove the row or fill it in.")
@@ -223,7 +223,3 @@ def _found(row: Row) -> str:
 
 def _shown(source: str) -> str:
     return repr(source if len(source) <= 200 else f"{source[:200]}...")
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".")

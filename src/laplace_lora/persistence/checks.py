@@ -11,6 +11,7 @@ from torch import Tensor
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import LaplaceLoRAError, PosteriorFileError
 from laplace_lora.matrices import Groups, MatrixShape
+from laplace_lora.posterior import Posterior
 
 #: More points than that of the integral would be a slip, or meant to fill the memory.
 MOST_POINTS = 2**20
@@ -168,12 +169,12 @@ def check_groups(config: LaplaceConfig, matrices: Sequence[MatrixShape], precisi
 
 
 def check_tensors(
-    config: LaplaceConfig, matrices: Sequence[MatrixShape], tensors: Mapping[str, Tensor], where: str
+    kind: type[Posterior], matrices: Sequence[MatrixShape], tensors: Mapping[str, Tensor], where: str
 ) -> None:
     """Compare a posterior's tensors with its matrices: names, shapes and values.
 
     Args:
-        config: Its settings.
+        kind: The posterior's class, which says what it stores.
         matrices: Its weight matrices.
         tensors: What posterior.safetensors holds, without the training inputs.
         where: Path of the file, for messages.
@@ -182,36 +183,25 @@ def check_tensors(
         PosteriorFileError: They differ, or a value is NaN, infinite or negative where it must not be.
     """
     rows = next((len(tensor) for tensor in tensors.values() if tensor.dim()), 0)
-    wanted: dict[str, tuple[int, ...]] = {}
-    for shape in matrices:
-        out, size = shape.out_features, shape.in_features
-        if config.structure == "diag":
-            wanted[f"{shape.name}.diagonal"] = (out, size)
-        elif config.structure == "exact":
-            wanted[f"{shape.name}.rows"] = (rows, out * size)
-        else:
-            for side, count in (("left", out), ("right", size)):
-                wanted[f"{shape.name}.{side}_eigenvalues"] = (count,)
-                wanted[f"{shape.name}.{side}_eigenvectors"] = (count, count)
+    wanted = kind.stored(matrices, rows)
     for name in sorted(set(wanted) ^ set(tensors)):
         verb = "lacks" if name in wanted else "has no place for"
         raise PosteriorFileError(f"{where} {verb} {name}; fit and save the posterior again.")
     for name, tensor in tensors.items():
-        problem = _problem(name, tensor, wanted[name])
+        problem = _problem(tensor, wanted[name], spectrum=name.endswith(kind.spectra))
         if problem:
             raise PosteriorFileError(f"{where}: {name} {problem}; fit and save the posterior again.")
 
 
-def _problem(name: str, tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+def _problem(tensor: Tensor, shape: tuple[int, ...], *, spectrum: bool) -> str | None:
     if tuple(tensor.shape) != shape:
         return f"has shape {tuple(tensor.shape)} instead of {shape}"
-    values = name.endswith(("eigenvalues", "diagonal"))
-    if not tensor.is_floating_point() or (values and tensor.dtype != torch.float64):
+    if not tensor.is_floating_point() or (spectrum and tensor.dtype != torch.float64):
         return f"is of dtype {tensor.dtype}"
     # Squares and products of what is stored are formed; they must be finite, too.
     if not bool(torch.isfinite(tensor).all()) or (tensor.numel() and float(tensor.abs().max()) > 1e140):
         return "holds NaN, infinite or impossibly large values"
-    if values and bool((tensor < 0).any()):
+    if spectrum and bool((tensor < 0).any()):
         return "holds negative values"
     return None
 

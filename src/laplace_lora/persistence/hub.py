@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, PosteriorFileError
+from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, PosteriorFileError, first_line
 from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME
 
 #: What ``laplace-lora train`` leaves beside an adapter: its settings, and how inputs were made.
@@ -70,7 +70,7 @@ def _resolve(source: str | Path, files: tuple[str, ...], error_class: type[Lapla
     try:
         return Path(snapshot_download(str(source), allow_patterns=list(files)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error)
         raise error_class(
             f"{source} is neither a folder nor a repository that could be downloaded ({reason}); check the name."
         ) from error

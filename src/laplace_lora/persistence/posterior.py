@@ -3,26 +3,29 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from laplace_lora.curvature import FitResult
 from laplace_lora.errors import PosteriorFileError
 from laplace_lora.persistence.checks import check_tensors
 from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors
 from laplace_lora.persistence.hub import resolve_directory
 from laplace_lora.persistence.state import SavedState
+from laplace_lora.posterior import Posterior
+from laplace_lora.structures import STRUCTURES
 
 #: Among the saved tensors, beside the posterior's own: what training inputs are known by again.
 TRAINING_INPUTS = "training_inputs"
 
 
-def read_posterior(source: str | Path) -> tuple[SavedState, dict[str, Tensor], Tensor]:
+def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tuple[SavedState, Posterior, FitResult]:
     """Read both files of a posterior.
 
     Args:
         source: A folder, or the id of a repository on the Hugging Face hub.
+        device: Where the Gaussian is to live.
 
     Returns:
-        The description; the Gaussian's tensors, on the CPU; and (N,) numbers of the training inputs.
+        The description; the Gaussian; and what the pass over the training data left.
 
     Raises:
         PosteriorFileError: A file is missing, damaged or of another version.
@@ -36,5 +39,8 @@ def read_posterior(source: str | Path) -> tuple[SavedState, dict[str, Tensor], T
         raise PosteriorFileError(f"{folder / TENSORS_NAME} lacks {TRAINING_INPUTS!r}; fit and save it again.")
     if inputs.dtype != torch.int64 or tuple(inputs.shape) != (state.examples,):
         raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TRAINING_INPUTS!r} is malformed; fit and save it again.")
-    check_tensors(state.config, state.matrices, tensors, str(folder / TENSORS_NAME))
-    return state, tensors, inputs
+    kind = STRUCTURES[state.config.structure].posterior
+    check_tensors(kind, state.matrices, tensors, str(folder / TENSORS_NAME))
+    posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
+    posterior.assign_groups(state.groups().index)
+    return state, posterior, FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs)

@@ -7,6 +7,7 @@ model pass is repeated when they change. ``scales`` evaluates several multiples 
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +42,12 @@ class Posterior(abc.ABC):
 
     Weight matrices with a common prior precision form a group; ``groups`` names each matrix's. Precisions
     are float64 tensors of one positive number per group, in 1 / weight^2.
+
+    Attributes:
+        spectra: How the names of stored eigenvalues end.
     """
+
+    spectra: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, shapes: Sequence[MatrixShape]) -> None:
         """Keep the shapes of the weight matrices.
@@ -151,6 +157,19 @@ class Posterior(abc.ABC):
 
         Returns:
             The posterior.
+        """
+
+    @classmethod
+    @abc.abstractmethod
+    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+        """Say what :meth:`tensors` holds, so that a file can be checked before it is used.
+
+        Args:
+            shapes: One per matrix.
+            rows: Length of the tensors of a structure that keeps rows of data; other structures need none.
+
+        Returns:
+            Names to shapes. What :attr:`spectra` ends in holds float64 numbers that are not negative.
         """
 
     @property

@@ -12,6 +12,8 @@ from laplace_lora.posterior.eigen import EigenPosterior
 class DiagonalPosterior(EigenPosterior):
     """P = diag(sum_n sum_r (R_n^T J_n)^2) + Delta."""
 
+    spectra = (".diagonal",)
+
     @classmethod
     def from_statistics(
         cls, shapes: Sequence[MatrixShape], statistics: Mapping[str, Sequence[Tensor]], dtype: torch.dtype
@@ -30,6 +32,11 @@ class DiagonalPosterior(EigenPosterior):
     def tensors(self) -> dict[str, Tensor]:
         """See :meth:`Posterior.tensors`."""
         return {f"{s.name}.diagonal": e for s, e in zip(self.shapes, self.eigenvalues, strict=True)}
+
+    @classmethod
+    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+        """See :meth:`Posterior.stored`."""
+        return {f"{shape.name}.diagonal": (shape.out_features, shape.in_features) for shape in shapes}
 
     @classmethod
     def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "DiagonalPosterior":

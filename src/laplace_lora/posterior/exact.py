@@ -104,6 +104,11 @@ class ExactPosterior(Posterior):
         return {f"{shape.name}.rows": rows for shape, rows in zip(self.shapes, self.rows, strict=True)}
 
     @classmethod
+    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+        """See :meth:`Posterior.stored`."""
+        return {f"{shape.name}.rows": (rows, shape.size) for shape in shapes}
+
+    @classmethod
     def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "ExactPosterior":
         """See :meth:`Posterior.from_tensors`."""
         return cls(shapes, [tensors[f"{shape.name}.rows"] for shape in shapes])

@@ -16,6 +16,8 @@ class KroneckerPosterior(EigenPosterior):
     examples; an approximation otherwise. Modules are independent: curvature between them is not seen.
     """
 
+    spectra = ("_eigenvalues",)
+
     def __init__(
         self,
         shapes: Sequence[MatrixShape],
@@ -70,6 +72,16 @@ class KroneckerPosterior(EigenPosterior):
                 named[f"{shape.name}.{side}_eigenvalues"] = values
                 named[f"{shape.name}.{side}_eigenvectors"] = vectors
         return named
+
+    @classmethod
+    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+        """See :meth:`Posterior.stored`."""
+        sizes: dict[str, tuple[int, ...]] = {}
+        for shape in shapes:
+            for side, count in (("left", shape.out_features), ("right", shape.in_features)):
+                sizes[f"{shape.name}.{side}_eigenvalues"] = (count,)
+                sizes[f"{shape.name}.{side}_eigenvectors"] = (count, count)
+        return sizes
 
     @classmethod
     def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "KroneckerPosterior":
