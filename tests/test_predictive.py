@@ -112,7 +112,7 @@ def test_outputs_without_a_softmax_have_no_classes() -> None:
     assert torch.equal(p.covariance, covariance.double())
     assert p.probabilities.shape == (3, 0)
     for name in ("prediction", "confidence"):
-        with pytest.raises(LaplaceLoRAError, match=r"Gaussian likelihood has no classes; read mean and covariance\.$"):
+        with pytest.raises(LaplaceLoRAError, match=r"real outputs have no classes; read mean and covariance\.$"):
             getattr(p, name)
     assert set(p.numpy()) == set(FIELDS)
     assert len(Predictive.concatenate([p, p])) == 6

@@ -291,7 +291,7 @@ def test_contract_holds(copy):
         ("errors.py", "import laplace_lora.config", "laplace_lora.errors is not allowed to import laplace_lora.config"),
         ("likelihoods.py", "import laplace_lora.laplace", "is not allowed to import laplace_lora.laplace"),
         ("likelihoods.py", "import transformers", "laplace_lora.likelihoods is not allowed to import transformers"),
-        ("readouts.py", "from peft import PeftModel", "laplace_lora.readouts is not allowed to import peft"),
+        ("readouts/inputs.py", "from peft import PeftModel", "laplace_lora.readouts is not allowed to import peft"),
         ("laplace.py", "import peft", "laplace_lora.laplace is not allowed to import peft"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from laplace_lora.errors import LaplaceLoRAError
 
 Structure = Literal["kron", "diag", "exact", "last_layer"]
-Fisher = Literal["auto", "exact", "rademacher", "mc"]
+Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "module", "matrix"]
 LikelihoodName = Literal["categorical", "gaussian"]
@@ -37,8 +37,9 @@ class LaplaceConfig:
             classification head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
-            label sampled from the model (one backward pass). ``auto``: ``rademacher`` above 16 classes with
-            ``kron`` and ``diag``, else ``exact``.
+            label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
+            not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes with
+            ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
             the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
@@ -103,17 +104,22 @@ class LaplaceConfig:
             if getattr(self, name) < least:
                 raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
 
-    def fisher_for(self, classes: int) -> Fisher:
+    def fisher_for(self, classes: int, readout: str = "class_logits") -> Fisher:
         """Say which rows make up the GGN.
 
         Args:
             classes: K.
+            readout: Name of the readout.
 
         Returns:
             ``fisher``, or what ``auto`` comes to.
         """
         if self.fisher != "auto":
             return self.fisher
+        if readout == "next_token":
+            return "mc"
+        if readout in ("option_scores", "pairwise_reward"):  # one backward pass serves all rows
+            return "exact"
         one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "diag")
         return "rademacher" if one_pass else "exact"
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laplace_lora.adapters.packed import is_finite
 from laplace_lora.errors import UnsupportedInputError
 
 
@@ -30,7 +31,7 @@ def require_finite(logits: Tensor, model: nn.Module, run: Callable[[], Any]) -> 
 
 def _origin(model: nn.Module, run: Callable[[], Any]) -> str:
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not is_finite(model.get_submodule(name.rpartition(".")[0]), parameter):
             return f"the weight {name} holds NaN or infinite values"
     bad: list[str] = []
 

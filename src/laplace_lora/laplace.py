@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from laplace_lora import prior as priors
-from laplace_lora.adapters import discover_sites, fingerprint, perturbed_state_dict
+from laplace_lora import tuning
+from laplace_lora.adapters import altered_start, discover_sites, fingerprint, perturbed_state_dict
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
+from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, head_only, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.functional import functional_covariances
 from laplace_lora.jacobians import jacobian_pass
-from laplace_lora.likelihoods import Categorical, Gaussian, Likelihood
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import (
     TRAINING_INPUTS,
@@ -26,17 +26,16 @@ from laplace_lora.persistence import (
     SavedState,
     describe,
     read_posterior,
+    restored_readout,
     write_posterior,
 )
 from laplace_lora.posterior import Posterior
-from laplace_lora.predictive import Predictive
-from laplace_lora.readouts import READOUTS, ClassLogits, Readout, label_names_of, split_labels
-from laplace_lora.structures import STRUCTURES, choose_sites
+from laplace_lora.predictive import Predictive, concatenate
+from laplace_lora.reading import Peeked, Reader
+from laplace_lora.readouts import Readout, label_names_of, readout_of_model, split_labels
+from laplace_lora.structures import STRUCTURES, choose_rows, choose_sites
 
 Batch = Mapping[str, Any]
-
-# Points of the integral where only a mean over examples is wanted: errors of 1e-3 per example do not matter.
-CHECK_POINTS = 512
 
 
 class LaplaceLoRA:
@@ -65,29 +64,44 @@ class LaplaceLoRA:
         Args:
             model: A ``peft.PeftModel`` with one active LoRA adapter.
             config: Settings; the defaults of :class:`LaplaceConfig` if not given.
-            readout: How logits are read from the model; :class:`ClassLogits` if not given.
+            readout: How logits are read from the model. Inferred from the model and, in ``fit``, from the first batch
+                where there is only one that fits.
             input_format: How inputs are made from text; kept and saved, not used in any computation.
         """
         self.model = model
         self.config = config or LaplaceConfig()
-        self.readout = readout or ClassLogits()
         self.input_format = input_format or InputFormat(label_names=label_names_of(model))
-        self.readout.check_model(model)
         self._structure = STRUCTURES[self.config.structure]
-        self._adapter = choose_sites(discover_sites(model, self.config.include_modules_to_save), self.config)
-        self._shapes = tuple(
-            MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
-            for site in self._adapter.sites
-        )
-        self._likelihood: Likelihood = (
-            Categorical() if self.config.likelihood == "categorical" else Gaussian(self.config.noise_variance)
-        )
-        self._groups = Groups.of(self._shapes, self.config.prior_groups)
-        self._precision = self._groups.precisions(self.config.prior_precision)
+        self._found = discover_sites(model, self.config.include_modules_to_save)
+        self._reader: Reader | None = None
         self._tuned_by: str | None = None
         self._posterior: Posterior | None = None
         self._fit: FitResult | None = None
         self._check: TrainCheckExamples | None = None
+        self._noise = self.config.noise_variance
+        readout = readout or readout_of_model(model, self.config.likelihood)
+        if readout is not None:
+            self._read_by(readout)
+
+    def _read_by(self, readout: Readout) -> None:
+        """Settle the readout, and with it likelihood, weight matrices and prior groups."""
+        self._reader = Reader.of(readout, self.model, self.config)
+        self._adapter = choose_rows(choose_sites(self._found, self.config), readout.head_rows)
+        self._shapes = tuple(
+            MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
+            for site in self._adapter.sites
+        )
+        self._groups = Groups.of(self._shapes, self.config.prior_groups)
+        self._precision = self._groups.precisions(self.config.prior_precision)
+
+    @property
+    def readout(self) -> Readout:
+        """How logits are read from the model.
+
+        Raises:
+            NotFittedError: It depends on the data, and ``fit`` has not seen any.
+        """
+        return self._settled.readout
 
     @property
     def posterior(self) -> Posterior:
@@ -107,6 +121,11 @@ class LaplaceLoRA:
         if self.config.prior_groups == "global":
             return float(values[0])
         return dict(zip(self._groups.names, values, strict=True))
+
+    @property
+    def noise_variance(self) -> float | None:
+        """Noise variance in use, in squared units of the output; None where the likelihood has none."""
+        return self._noise if self._reader is not None and self._reader.has_noise else None
 
     @property
     def train_accuracy(self) -> float | None:
@@ -132,9 +151,12 @@ class LaplaceLoRA:
             Itself.
         """
         self._posterior, self._fit, self._check = None, None, None
+        if self._reader is None:
+            loader = Peeked(self.model, loader)
+            self._read_by(loader.readout)
         curvature = self._structure.curvature(self._shapes, self.config)
         result, check, padding_side = fit_curvature(
-            self.model, self._adapter.sites, curvature, self.config, self.readout, self._likelihood, loader
+            self.model, self._adapter.sites, curvature, self.config, self.readout, self._settled.likelihood, loader
         )
         statistics = curvature.finalise()
         require_finite_statistics(statistics, self._shapes)
@@ -142,9 +164,13 @@ class LaplaceLoRA:
         posterior.assign_groups(self._groups.index)
         self._posterior, self._fit, self._check = posterior, result, check
         self._precision = self._groups.precisions(self.config.prior_precision)
+        self._noise = self.config.noise_variance
         self._tuned_by = None
         if self.input_format.padding_side is None:
             self.input_format = dataclasses.replace(self.input_format, padding_side=padding_side)
+        if len(self.input_format.label_names or ()) not in (0, result.classes):
+            # The model's own names, of outputs that are not the classes: a reward model's one, a language model's.
+            self.input_format = dataclasses.replace(self.input_format, label_names=None)
         return self
 
     def tune_prior(
@@ -156,7 +182,7 @@ class LaplaceLoRA:
 
         ``evidence`` maximises the log marginal likelihood by a fixed point, without any model pass.
         ``validation`` minimises the negative log-likelihood of held-out data over a common factor on
-        all groups' precisions, in one pass over them.
+        all groups' precisions, in one pass over them. With :class:`Scalar` both choose the noise variance too.
 
         Args:
             method: ``"evidence"``, ``"validation"``, or the pair ``("validation", loader)``.
@@ -181,32 +207,38 @@ class LaplaceLoRA:
             )
         return self
 
-    def predict(self, batch: Batch, top_k: int | None = None) -> Predictive:
-        """Predict one batch; labels in it are ignored.
+    def predict(self, batch: Batch, top_k: int | None = None, readout: Readout | None = None) -> Predictive:
+        """Predict one batch; labels in it are ignored (of ``NextToken``, they say which tokens count).
 
-        Costs one forward pass and K-1 backward passes, none of them with ``last_layer``.
+        Costs one forward pass and K-1 backward passes; one where every option has a row of its own, and none with
+        ``last_layer`` on a classification head.
 
         Args:
             batch: Names to tensors, as for ``fit``.
+            readout: Read the same model in another way than in ``fit``: the rewards of single texts of a model fitted
+                to pairs with ``Scalar()``, for one.
             top_k: Vary only the logits of the trained adapter's k likeliest classes: k-1 backward passes. The
                 others keep their probabilities, whose sum is the result's ``neglected_mass``.
 
         Returns:
             Probabilities and their uncertainty, float64, on the model's device.
         """
-        return self._predict([batch], top_k, hide_progress=True)
+        return self._predict([batch], top_k, readout, hide_progress=True)
 
-    def predict_dataset(self, loader: Iterable[Batch], top_k: int | None = None) -> Predictive:
+    def predict_dataset(
+        self, loader: Iterable[Batch], top_k: int | None = None, readout: Readout | None = None
+    ) -> Predictive:
         """Predict every batch of a loader.
 
         Args:
             loader: Batches as for ``predict``.
             top_k: As for ``predict``.
+            readout: As for ``predict``.
 
         Returns:
             All examples in order.
         """
-        return self._predict(loader, top_k, hide_progress=not self.config.progress)
+        return self._predict(loader, top_k, readout, hide_progress=not self.config.progress)
 
     def seen_in_fit(self, batch: Batch) -> Tensor:
         """Say which inputs of a batch were among the training data, on which nothing should be evaluated.
@@ -222,7 +254,7 @@ class LaplaceLoRA:
         """
         if self._fit is None:
             raise NotFittedError("the posterior is not fitted; call fit(loader) first.")
-        return self._fit.seen(split_labels(batch, torch.device("cpu"))[0])
+        return self._fit.seen(self.readout.rows(*split_labels(batch, torch.device("cpu"))))
 
     def log_marginal_likelihood(self) -> float:
         """Return the evidence log p(D) of the Laplace approximation at the prior in use.
@@ -233,8 +265,14 @@ class LaplaceLoRA:
         Raises:
             NotFittedError: ``fit`` has not run, or its data had no labels.
         """
-        posterior, log_likelihood = self._labelled_fit()
-        return priors.log_evidence(posterior, self._precision, self._squared_norms(), log_likelihood)
+        posterior, fitted = self._labelled_fit()
+        assert fitted.log_likelihood is not None
+        log_likelihood = fitted.log_likelihood
+        if self._settled.has_noise:
+            log_likelihood = tuning.log_likelihood_at(fitted, self.config.noise_variance, self._noise)
+        # delta |theta|^2 = (s delta) |theta|^2 / s: the posterior knows precisions times s only.
+        norms = self._squared_norms() / self._noise_scale
+        return priors.log_evidence(posterior, self._precision * self._noise_scale, norms, log_likelihood)
 
     def sample(self, n: int, seed: int = 0) -> list[dict[str, Tensor]]:
         """Draw adapters from the posterior.
@@ -253,8 +291,10 @@ class LaplaceLoRA:
         if n < 1:
             raise LaplaceLoRAError(f"cannot draw {n} adapters; give n of at least 1.")
         generator = torch.Generator().manual_seed(seed)
-        deviations = self.posterior.sample(self._precision, n, generator)
-        return [perturbed_state_dict(self.model, self._adapter, [d[i] for d in deviations]) for i in range(n)]
+        deviations = self.posterior.sample(self._precision * self._noise_scale, n, generator)
+        spread = self._noise_scale**0.5
+        adapter, sites = self._adapter.adapter, self._adapter.sites
+        return [perturbed_state_dict(self.model, adapter, sites, [spread * d[i] for d in deviations]) for i in range(n)]
 
     def summary(self) -> str:
         """Say in words what the posterior covers, what it does not, and how it was tuned.
@@ -262,6 +302,8 @@ class LaplaceLoRA:
         Returns:
             Several lines of text.
         """
+        if self._reader is None:
+            return "Laplace posterior\n  not fitted; how to read the model depends on the data"
         return describe(
             self.config,
             self._shapes,
@@ -270,6 +312,8 @@ class LaplaceLoRA:
             self._tuned_by,
             self._fit,
             self._posterior,
+            self.readout.name,
+            self._noise if self.readout.tunes_noise else None,
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -285,7 +329,7 @@ class LaplaceLoRA:
             config=self.config,
             readout=self.readout.name,
             input_format=self.input_format,
-            fingerprint=fingerprint(self.model, self._adapter),
+            fingerprint=fingerprint(self.model, self._adapter.adapter),
             matrices=self._shapes,
             held_at_map=self._adapter.held_at_map,
             prior_precision=tuple(self._precision.tolist()),
@@ -294,6 +338,9 @@ class LaplaceLoRA:
             classes=fitted.classes,
             log_likelihood=fitted.log_likelihood,
             accuracy=fitted.accuracy,
+            readout_settings=self.readout.settings(),
+            noise_variance=self._noise if self.readout.tunes_noise else None,
+            targets=fitted.targets,
         )
         tensors = {**posterior.tensors(), TRAINING_INPUTS: fitted.inputs}
         write_posterior(Path(directory), state.to_description(), tensors)
@@ -313,82 +360,97 @@ class LaplaceLoRA:
             LaplaceLoRAError: Files are damaged or the model is another one; says what differs.
         """
         state, posterior, fitted = read_posterior(directory, next(model.parameters()).device)
-        if state.readout not in READOUTS:
-            raise LaplaceLoRAError(f"readout {state.readout!r} is not known here; install a newer laplace-lora.")
-        la = cls(model, state.config, READOUTS[state.readout](), state.input_format)
-        state.check_model(fingerprint(model, la._adapter), la._shapes)
+        la = cls(model, state.config, restored_readout(state.readout, state.readout_settings), state.input_format)
+        state.check_model(fingerprint(model, la._adapter.adapter), la._shapes)
         la._posterior, la._fit = posterior, fitted
         la._precision = torch.tensor(state.prior_precision, dtype=torch.float64)
+        la._noise = state.noise_variance or state.config.noise_variance
         la._tuned_by = state.tuned_by
         return la
 
-    def _labelled_fit(self) -> tuple[Posterior, float]:
+    @property
+    def _settled(self) -> Reader:
+        if self._reader is None:
+            raise NotFittedError("how to read this model depends on the data; call fit(loader), or give readout=... .")
+        return self._reader
+
+    @property
+    def _noise_scale(self) -> float:
+        """Noise variance in use over that at which the curvature was collected; see :mod:`laplace_lora.prior.noise`."""
+        return self._noise / self.config.noise_variance
+
+    def _labelled_fit(self) -> tuple[Posterior, FitResult]:
         posterior = self.posterior
         if self._fit is None or self._fit.log_likelihood is None:
             raise NotFittedError("the training batches had no labels, so there is no evidence; fit with labels.")
-        return posterior, self._fit.log_likelihood
+        return posterior, self._fit
 
     def _squared_norms(self) -> Tensor:
         return priors.squared_norms([site.weights() for site in self._adapter.sites], self._groups.index)
 
     def _covariances(
-        self, loader: Iterable[Batch], scales: Tensor | None, description: str | None, top_k: int | None = None
+        self,
+        loader: Iterable[Batch],
+        scales: Tensor | None,
+        description: str | None,
+        top_k: int | None = None,
+        reader: Reader | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        posterior = self.posterior
+        reader = reader or self._settled
+        accumulator = functools.partial(self.posterior.accumulator, self._precision * self._noise_scale, scales)
         runner = jacobian_pass(
-            self.model,
-            self._adapter.sites,
-            lambda batch: self.readout.logits(self.model, batch),
-            last_layer=self._structure.last_layer,
+            self.model, self._adapter.sites, reader.readout, head_only=head_only(self.config, reader.readout)
         )
-        accumulator = functools.partial(posterior.accumulator, self._precision, scales)
-        return functional_covariances(runner, loader, self._likelihood, accumulator, description, top_k)
+        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k)
+        for logits, covariance, labels in found:
+            yield logits, covariance * self._noise_scale, labels
 
-    def _predict(self, loader: Iterable[Batch], top_k: int | None, hide_progress: bool) -> Predictive:
-        classes = self._fit.classes if self._fit is not None else 0
-        if top_k is not None and not (self._likelihood.shift_invariant and 2 <= top_k <= classes):
-            raise LaplaceLoRAError(f"top_k={top_k} is out of range; give a number from 2 to the {classes} classes.")
-        parts = []
-        for logits, covariance, _ in self._covariances(loader, None, None if hide_progress else "predict", top_k):
-            if top_k is None:
-                parts.append(self._predictive(logits, covariance[0]))
-            else:
-                rule, points = self.config.predictive, self.config.integration_points
-                parts.append(Predictive.of_top_classes(logits, covariance[0], rule, points))
-        return Predictive.concatenate(parts)
-
-    def _predictive(self, mean: Tensor, covariance: Tensor) -> Predictive:
-        if not self._likelihood.shift_invariant:
-            return Predictive.of_outputs(mean, covariance)
-        return Predictive.from_gaussian(mean, covariance, self.config.predictive, self.config.integration_points)
+    def _predict(
+        self, loader: Iterable[Batch], top_k: int | None, readout: Readout | None, hide_progress: bool
+    ) -> Predictive:
+        _ = self.posterior  # refuses before anything is run
+        reader = self._settled
+        if readout is not None:
+            reader.require_same_rows(readout, self._adapter.sites)
+            reader = Reader.of(readout, self.model, self.config)
+        reader.require_top_k(top_k, self._fit.classes if self._fit is not None else 0)
+        # A reward model's texts are observed in pairs: there is no noise on each.
+        noise = self._noise if self._settled.has_noise else None
+        description = None if hide_progress else "predict"
+        covariances = self._covariances(loader, None, description, top_k, reader)
+        return concatenate([reader.predictive(logits, covariance[0], noise) for logits, covariance, _ in covariances])
 
     def _tune_by_evidence(self) -> None:
-        posterior, _ = self._labelled_fit()
-        self._precision = priors.fixed_point(posterior, self._precision, self._squared_norms()).precision
-        self._tuned_by = "evidence"
-        if self._check is not None:
-            fit = priors.training_fit(posterior, self._precision, self._check)
-            points = max(CHECK_POINTS, 8 * fit.mean.shape[-1])
-            predictive = Predictive.from_gaussian(fit.mean, fit.covariance, self.config.predictive, points)
-            gamma = float(posterior.effective_parameters(self._precision).sum())
-            warning = priors.training_warning(predictive, fit.labels, self._check.total, gamma)
-            if warning:
-                warnings.warn(warning, stacklevel=3)
+        posterior, fitted = self._labelled_fit()
+        tuning.require_known_start(altered_start(self.model))
+        tuned = tuning.by_evidence(
+            posterior,
+            fitted,
+            self._precision,
+            self._squared_norms(),
+            self.config,
+            self._noise,
+            self.readout.tunes_noise,
+            self._check,
+        )
+        self._take(tuned, "evidence")
 
     def _tune_by_validation(self, loader: Iterable[Batch]) -> None:
-        if not self._likelihood.shift_invariant:
+        reader, tunes_noise = self._settled, self.readout.tunes_noise
+        if not reader.likelihood.shift_invariant and not tunes_noise:
             raise LaplaceLoRAError("validation tuning needs classes; use tune_prior('evidence').")
         description = "validate" if self.config.progress else None
         mean, covariances, labels = priors.collect(
-            self._covariances(loader, priors.SCALES, description), self._likelihood, self.config.memory_limit_bytes
+            self._covariances(loader, priors.SCALES, description), reader.likelihood, self.config.memory_limit_bytes
         )
-        result = priors.choose_scale(mean, covariances, labels, self._predictive)
-        if result.at_edge:
-            warnings.warn(
-                f"the validation data prefer a prior precision at the edge of what was tried (factor {result.scale:g}"
-                "): a high one says that the trained adapter's own probabilities are best, a low one that they say "
-                "little; check the labels.",
-                stacklevel=3,
-            )
-        self._precision = self._precision * result.scale
-        self._tuned_by = "validation"
+        predictive = None if tunes_noise else functools.partial(reader.predictive, noise_variance=None)
+        # Held-out data are compared at the curvature's own noise variance; see prior.noise.
+        precision, covariances = self._precision * self._noise_scale, covariances.div_(self._noise_scale)
+        tuned = tuning.by_validation(mean, covariances, labels, precision, self.config, predictive)
+        self._take(tuned, "validation")
+
+    def _take(self, tuned: tuning.Tuned, method: str) -> None:
+        self._precision, self._noise = tuned.precision, tuned.noise_variance
+        self._tuned_by = method
+        if tuned.warning:
+            warnings.warn(tuned.warning, stacklevel=4)

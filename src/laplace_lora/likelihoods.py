@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from laplace_lora.errors import UnsupportedInputError
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
 
 
 class Likelihood(Protocol):
@@ -26,6 +27,9 @@ class Likelihood(Protocol):
 
     def one_pass(self, logits: Tensor, fisher: str, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Return one random direction (B, K, 1) and weight (B, 1) with E[w^2 d d^T] = Lambda."""
+
+    def empirical(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the direction (B, K, 1) and weight (B, 1) of the data's own score d log p(y | f) / df."""
 
     def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return log p(y_n | f_n), float64 of shape (B,)."""
@@ -114,13 +118,22 @@ class Categorical:
         else:
             p = torch.softmax(logits.double(), dim=-1)
             drawn = (uniform[:, :1] > p.cumsum(dim=-1)).sum(dim=-1).clamp(max=p.shape[1] - 1)
-            row = -p
-            # 1 - p of the drawn class as a sum over the others: it would cancel where p is near 1.
-            rest = p.scatter(1, drawn[:, None], 0.0).sum(dim=-1, keepdim=True)
-            row = row.scatter(1, drawn[:, None], rest)
-        weight = row.norm(dim=-1, keepdim=True)
-        direction = torch.where(weight < 1e-150, directions[..., 0], row / weight.clamp(min=1e-150))
-        return direction[..., None], weight
+            row = _label_row(p, drawn[:, None])
+        return _unit(row, directions[..., 0])
+
+    def empirical(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return e_y - p of the data's labels.
+
+        Args:
+            logits: (B, K).
+            labels: (B,) class indices.
+
+        Returns:
+            Unit direction (B, K, 1) and weight (B, 1), float64.
+        """
+        self.log_likelihood(logits, labels)  # refuses what are no labels
+        directions, _ = self.root(logits)
+        return _unit(_label_row(torch.softmax(logits.double(), dim=-1), labels.long()[:, None]), directions[..., 0])
 
     def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return log softmax(f)_y.
@@ -143,7 +156,12 @@ class Categorical:
                 f"{labels.dtype} {tuple(labels.shape)} with values {labels.flatten()[:4].tolist()}...; check the label "
                 "column."
             )
-        return torch.log_softmax(logits.double(), dim=-1).gather(1, labels.long()[:, None])[:, 0]
+        chosen = torch.log_softmax(logits.double(), dim=-1).gather(1, labels.long()[:, None])[:, 0]
+        if bool(torch.isneginf(logits.gather(1, labels.long()[:, None])).any()):
+            raise UnsupportedInputError(
+                "a label names an option that its example does not have; check the label column."
+            )
+        return chosen
 
 
 class Gaussian:
@@ -199,8 +217,21 @@ class Gaussian:
         else:
             row = torch.special.ndtri(uniform.double().clamp(1e-12, 1 - 1e-12))
         row = row * self.noise_variance**-0.5
-        weight = row.norm(dim=-1, keepdim=True)
-        return (row / weight.clamp(min=1e-150))[..., None], weight
+        return _unit(row, torch.zeros_like(row))
+
+    def empirical(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (y - f) / sigma^2.
+
+        Args:
+            logits: (B, K) outputs.
+            labels: Targets, as for :meth:`log_likelihood`.
+
+        Returns:
+            Unit direction (B, K, 1) and weight (B, 1), float64.
+        """
+        self.log_likelihood(logits, labels)  # refuses what are no targets
+        row = (labels.reshape(logits.shape).double() - logits.double()) / self.noise_variance
+        return _unit(row, torch.zeros_like(row))
 
     def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the log density of the targets.
@@ -222,6 +253,109 @@ class Gaussian:
         squared = (labels.reshape(logits.shape).double() - logits.double()).square().sum(dim=-1)
         constant = logits.shape[-1] * math.log(2.0 * math.pi * self.noise_variance)
         return -0.5 * (squared / self.noise_variance + constant)
+
+
+class TokenScores:
+    """Outputs that are log-probabilities of chosen tokens: their gradients are the GGN's rows already."""
+
+    shift_invariant = False
+
+    def contrasts(self, classes: int) -> Tensor:
+        """Return the identity.
+
+        Args:
+            classes: K, 1.
+
+        Returns:
+            (K, K) float64.
+        """
+        return torch.eye(classes, dtype=torch.float64)
+
+    def root(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output itself, of weight 1.
+
+        Args:
+            logits: (B, 1) log-probabilities.
+
+        Returns:
+            Unit directions (B, 1, 1) and weights (B, 1), float64.
+        """
+        ones = torch.ones(logits.shape, dtype=torch.float64, device=logits.device)
+        return ones[..., None], ones
+
+    def one_pass(self, logits: Tensor, fisher: str, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`root`: the tokens have been drawn already.
+
+        Args:
+            logits: (B, 1) log-probabilities.
+            fisher: Not used.
+            uniform: Not used.
+
+        Returns:
+            Unit direction (B, 1, 1) and weight (B, 1), float64.
+        """
+        return self.root(logits)
+
+    def empirical(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`root`: the tokens are the data's already.
+
+        Args:
+            logits: (B, 1) log-probabilities.
+            labels: Not used.
+
+        Returns:
+            Unit direction (B, 1, 1) and weight (B, 1), float64.
+        """
+        return self.root(logits)
+
+    def log_likelihood(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the log-probabilities themselves.
+
+        Args:
+            logits: (B, 1) log-probabilities of the labels.
+            labels: Not used.
+
+        Returns:
+            (B,) float64, in nats.
+        """
+        return logits[:, 0].double()
+
+
+def likelihood_of(kind: str, config: LaplaceConfig) -> Likelihood:
+    """Return the likelihood of a readout.
+
+    Args:
+        kind: ``categorical``, ``gaussian``, ``tokens``, or ``configured``: as the settings say.
+        config: The settings.
+
+    Returns:
+        The likelihood.
+
+    Raises:
+        LaplaceLoRAError: The settings ask for a Gaussian, and the readout's outputs are none.
+    """
+    if config.likelihood == "gaussian" and kind not in ("configured", "gaussian"):
+        raise LaplaceLoRAError(
+            "likelihood='gaussian' is for outputs that are real numbers, and this readout's are not; leave it out."
+        )
+    if kind == "tokens":
+        return TokenScores()
+    if kind == "gaussian" or config.likelihood == "gaussian":
+        return Gaussian(config.noise_variance)
+    return Categorical()
+
+
+def _label_row(p: Tensor, labels: Tensor) -> Tensor:
+    """Return e_y - p, (B, K), for labels (B, 1)."""
+    # 1 - p of the label as a sum over the others: it would cancel where p is near 1.
+    rest = p.scatter(1, labels, 0.0).sum(dim=-1, keepdim=True)
+    return (-p).scatter(1, labels, rest)
+
+
+def _unit(row: Tensor, fallback: Tensor) -> tuple[Tensor, Tensor]:
+    """Split rows (B, K) into unit directions (B, K, 1) and weights (B, 1); rows of 0 take the fallback's direction."""
+    weight = row.norm(dim=-1, keepdim=True)
+    return torch.where(weight < 1e-150, fallback, row / weight.clamp(min=1e-150))[..., None], weight
 
 
 def _others(top: Tensor, classes: int) -> Tensor:

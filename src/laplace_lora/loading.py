@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoTokenizer
 
-from laplace_lora.adapters import load_classifier, read_saved_adapter
+from laplace_lora.adapters import load_model, read_saved_adapter
 from laplace_lora.errors import AdapterFileError, PosteriorFileError, first_line, is_rust_panic
 from laplace_lora.persistence import (
     CONFIG_NAME,
@@ -17,8 +17,9 @@ from laplace_lora.persistence import (
     download_adapter,
     input_format_from,
     read_description,
+    restored_readout,
 )
-from laplace_lora.readouts import is_causal, label_names_of
+from laplace_lora.readouts import Readout, is_causal, label_names_of
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,6 +38,7 @@ def load_adapter(
     revision: str | None = None,
     dtype: Any = "auto",
     device_map: Any = None,
+    quantization: str | None = None,
 ) -> tuple[nn.Module, Any, tuple[str, ...] | None]:
     """Load a LoRA adapter onto its base model.
 
@@ -46,6 +48,7 @@ def load_adapter(
         revision: Revision of the base model on the hub; from adapter_config.json if not given.
         dtype: dtype of the base, as for ``from_pretrained``; ``"auto"`` is the checkpoint's own.
         device_map: Where the base's layers go, as for ``from_pretrained``.
+        quantization: Quantise the base as it is loaded: ``nf4`` or ``int8`` (bitsandbytes), or ``torchao-int8``.
 
     Returns:
         The model in eval mode, its weights frozen; its tokenizer (the adapter's own, else the base's), with a padding
@@ -59,7 +62,7 @@ def load_adapter(
     folder = download_adapter(path_or_hub_id)
     saved = read_saved_adapter(folder)
     base = None if base is None else str(base)
-    model, base_name, base_revision = load_classifier(saved, base, revision, dtype, device_map)
+    model, base_name, base_revision = load_model(saved, base, revision, dtype, device_map, quantization)
     has_own = any((folder / name).exists() for name in TOKENIZER_FILES)
     tokenizer = _load_tokenizer(str(folder) if has_own else base_name, None if has_own else base_revision)
     set_padding(model, tokenizer)
@@ -97,6 +100,38 @@ def saved_input_format(folder: Path) -> InputFormat | None:
         raise AdapterFileError(
             f"{path} is damaged ({reason}); copy the adapter again, or remove that file and give fit --labels, "
             "--template and --max-length."
+        ) from error
+
+
+def saved_readout(folder: Path) -> Readout | None:
+    """Read how a model is read, as saved with a posterior or, before there is one, by ``laplace-lora train``.
+
+    Args:
+        folder: The adapter's folder.
+
+    Returns:
+        The readout, or None if neither says.
+
+    Raises:
+        AdapterFileError: What ``laplace-lora train`` left is damaged.
+    """
+    if (folder / CONFIG_NAME).exists():
+        try:
+            document = read_description(folder)
+            return restored_readout(document["readout"], document.get("readout_settings", {}))
+        except (PosteriorFileError, KeyError, TypeError):
+            return None  # a damaged posterior can be fitted anew
+    if saved_input_format(folder) is None:
+        return None
+    path = folder / TRAINING_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if "readout" not in document:
+        return None
+    try:
+        return restored_readout(str(document["readout"]["name"]), document["readout"]["settings"])
+    except (KeyError, TypeError, PosteriorFileError) as error:
+        raise AdapterFileError(
+            f"{path} is damaged ({first_line(error)}); copy the adapter again, or say how it is read with --readout."
         ) from error
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from laplace_lora.adapters import AdapterSites
+from torch import Tensor
+
+from laplace_lora.adapters import AdapterSites, with_rows
 from laplace_lora.config import LaplaceConfig, Structure
 from laplace_lora.curvature import Curvature, DiagonalCurvature, KroneckerCurvature, RowCurvature
 from laplace_lora.errors import LaplaceLoRAError
@@ -33,7 +35,9 @@ STRUCTURES: dict[Structure, StructureParts] = {
 
 
 def choose_sites(adapter: AdapterSites, config: LaplaceConfig) -> AdapterSites:
-    """Keep all sites, or for ``last_layer`` the last fully trained one; the rest is held at MAP.
+    """Keep all sites, or for ``last_layer`` those of the head; the rest is held at MAP.
+
+    The head is the last layer trained in full or, where there is none, the LoRA on the output embeddings.
 
     Args:
         adapter: All sites.
@@ -43,15 +47,34 @@ def choose_sites(adapter: AdapterSites, config: LaplaceConfig) -> AdapterSites:
         The sites that the posterior covers.
 
     Raises:
-        LaplaceLoRAError: ``last_layer`` is wanted and no layer is trained in full.
+        LaplaceLoRAError: ``last_layer`` is wanted and no head is trained.
     """
     if config.structure != "last_layer":
         return adapter
-    full = [site for site in adapter.sites if site.trained_in_full]
-    if not full:
+    head = [site for site in adapter.sites if site.trained_in_full][-1:]
+    head = head or [site for site in adapter.sites if site.at_head]
+    if not head:
         raise LaplaceLoRAError(
-            "structure='last_layer' needs a head trained in full (PEFT modules_to_save) in the posterior, and there is "
-            "none; use structure='kron', or include_modules_to_save=True."
+            "structure='last_layer' needs a trained head in the posterior (PEFT modules_to_save, or LoRA on the output "
+            "embeddings), and there is none; use structure='kron', or include_modules_to_save=True."
         )
-    held = tuple(site.name for site in adapter.sites if site is not full[-1])
-    return dataclasses.replace(adapter, sites=(full[-1],), held_at_map=(*adapter.held_at_map, *held))
+    held = tuple(site.name for site in adapter.sites if site not in head)
+    return dataclasses.replace(adapter, sites=tuple(head), held_at_map=(*adapter.held_at_map, *held))
+
+
+def choose_rows(adapter: AdapterSites, rows: Tensor | None) -> AdapterSites:
+    """Restrict sites at the output embeddings to the rows that a readout reads.
+
+    Args:
+        adapter: The sites.
+        rows: Tokens; None for all.
+
+    Returns:
+        The sites. lora_A of the output embeddings, whose rows are no tokens, stays whole.
+    """
+    if rows is None:
+        return adapter
+    sites = [
+        with_rows(site, rows) if site.at_head and not site.name.endswith(".lora_A") else site for site in adapter.sites
+    ]
+    return dataclasses.replace(adapter, sites=tuple(sites))

@@ -1,20 +1,21 @@
-"""LoRA fine-tuning of a classifier by the Hugging Face Trainer."""
+"""LoRA fine-tuning by the Hugging Face Trainer, of the likelihood that the posterior will be of."""
 
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from laplace_lora.errors import LaplaceLoRAError, MissingExtraError, first_line
 from laplace_lora.quiet import quiet_transformers
+from laplace_lora.readouts import ClassLogits, Readout, split_labels
 
 TokenRows = Sequence[Mapping[str, Any]]
 
@@ -60,13 +61,16 @@ def require_training() -> None:
         raise MissingExtraError("training needs accelerate; run: pip install 'laplace-lora[train]'.")
 
 
-def add_adapter(base: nn.Module, settings: TrainingSettings, also: Sequence[str] = ()) -> peft.PeftModel:
-    """Put a fresh LoRA adapter on a sequence classifier; its head is trained in full beside it.
+def add_adapter(
+    base: nn.Module, settings: TrainingSettings, also: Sequence[str] = (), task_type: str | None = "SEQ_CLS"
+) -> peft.PeftModel:
+    """Put a fresh LoRA adapter on a model; a sequence classifier's head is trained in full beside it.
 
     Args:
         base: The base model with its head.
         settings: Rank, scale, dropout and layers.
-        also: Names of layers to train in full beside the head.
+        also: Names of layers to train in full beside it.
+        task_type: PEFT's task type; None for kinds of model that it has none for.
 
     Returns:
         The model to train.
@@ -76,7 +80,7 @@ def add_adapter(base: nn.Module, settings: TrainingSettings, also: Sequence[str]
     """
     targets = None if settings.target_modules is None else list(settings.target_modules)
     config = peft.LoraConfig(
-        task_type="SEQ_CLS",
+        task_type=task_type,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
@@ -99,10 +103,12 @@ def fine_tune(
     validation: TokenRows | None,
     settings: TrainingSettings,
     *,
+    readout: Readout | None = None,
+    collator: Callable[[Any], dict[str, Tensor]] | None = None,
     checkpoints: Path | None = None,
     progress: bool = True,
 ) -> None:
-    """Train an adapter by cross-entropy, in place.
+    """Train an adapter by maximum likelihood, in place.
 
     Args:
         model: From :func:`add_adapter`.
@@ -111,6 +117,8 @@ def fine_tune(
         validation: The same of held-out examples to stop early by: the epoch with the least loss on them is kept.
             Without them the last epoch is.
         settings: Of AdamW.
+        readout: What the likelihood is of; :class:`ClassLogits` if not given.
+        collator: Makes a batch of rows; pads token ids if not given.
         checkpoints: Folder to keep the adapter of every epoch in; none are kept if not given.
         progress: Whether to show a progress bar.
     """
@@ -137,6 +145,8 @@ def fine_tune(
             report_to=[],
             disable_tqdm=not progress,
             dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            label_names=["labels"],
         )
         optimizer = torch.optim.AdamW(
             [
@@ -152,13 +162,38 @@ def fine_tune(
             train_dataset=train,
             eval_dataset=validation,
             callbacks=[EarlyStoppingCallback(settings.patience)] if validation else None,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=collator or DataCollatorWithPadding(tokenizer),
         )
+        trainer.readout = readout or ClassLogits()
         trainer.train()
         if checkpoints is not None:
             for folder in sorted(Path(scratch).glob("checkpoint-*")):
                 shutil.copytree(folder, checkpoints / folder.name)
     model.eval()
+
+
+def likelihood_loss(readout: Readout, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return a readout's mean negative log-likelihood of a batch, up to constants.
+
+    Args:
+        readout: What the likelihood is of.
+        model: The PEFT model.
+        inputs: A batch with its labels.
+
+    Returns:
+        The loss and the (B, K) outputs.
+    """
+    batch, given = split_labels(inputs, next(model.parameters()).device)
+    rows = readout.rows(batch, given)
+    reading = readout.read(model, rows)
+    labels = readout.labels(rows, given)
+    logits = reading.logits
+    if readout.likelihood == "tokens":
+        return -reading.outputs.sum() / max(1, reading.targets or 0), logits
+    assert labels is not None
+    if readout.likelihood == "gaussian":
+        return 0.5 * torch.nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype)), logits
+    return torch.nn.functional.cross_entropy(logits, labels), logits
 
 
 def _trained(model: peft.PeftModel, *, head: bool) -> list[nn.Parameter]:
@@ -168,7 +203,31 @@ def _trained(model: peft.PeftModel, *, head: bool) -> list[nn.Parameter]:
 
 
 class _Trainer(Trainer):
-    """A Trainer that shows progress but prints no dictionaries, and saves adapters without pickled settings."""
+    """A Trainer of a readout's likelihood, which prints no dictionaries and saves no pickled settings."""
+
+    readout: Readout
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the mean negative log-likelihood.
+
+        Args:
+            model: The PEFT model.
+            inputs: A batch with its labels.
+            return_outputs: Whether to return the logits too.
+            num_items_in_batch: Not used.
+
+        Returns:
+            The loss, in nats per example (per token, where the likelihood is that of tokens; for real outputs half the
+            squared error), or the pair of it and the outputs.
+        """
+        loss, logits = likelihood_loss(self.readout, model, inputs)
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Keep logs to itself.
@@ -181,4 +240,5 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert isinstance(self.model, peft.PeftModel)
-        self.model.save_pretrained(str(output_dir or self.args.output_dir))
+        # PEFT would write the frozen output embeddings beside an adapter on them.
+        self.model.save_pretrained(str(output_dir or self.args.output_dir), save_embedding_layers=False)

@@ -350,8 +350,8 @@ def test_code_of_a_checkpoint_is_never_run(folders: Folders, adapter: Path, tmp_
 
 
 def test_other_tasks(folders: Folders, adapter: Path) -> None:
-    edit_json(adapter / ADAPTER_CONFIG, task_type="CAUSAL_LM")
-    assert "task type CAUSAL_LM" in _refusal(adapter)
+    edit_json(adapter / ADAPTER_CONFIG, task_type="TOKEN_CLS")
+    assert "task type TOKEN_CLS" in _refusal(adapter)
     edit_json(adapter / ADAPTER_CONFIG, task_type=None)
     assert load_adapter(adapter)[0].config.num_labels == 2  # the saved head says what it is
     with edited_tensors(adapter / ADAPTER_WEIGHTS) as tensors:

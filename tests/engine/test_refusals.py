@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 from engine.support import STRUCTURES, fitted
-from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
+from laplace_lora import ClassLogits, LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
 from laplace_lora.errors import MemoryLimitError, NotFittedError, UnsupportedInputError
 from tiny_models import Batch, Example, batches, collate, once, random_examples, tiny_bert, tiny_llama
 
@@ -237,7 +237,7 @@ def test_one_pass_without_token_ids(fisher: str) -> None:
 
 
 def test_one_logit() -> None:
-    la = _unfitted(tiny_bert(num_labels=1))
+    la = LaplaceLoRA(tiny_bert(num_labels=1), LaplaceConfig(progress=False), ClassLogits())
     _refused(lambda: la.fit(batches(TRAIN, 3)), "one logit", remedy="or likelihood='gaussian'.")
 
 

@@ -1,22 +1,31 @@
 """Everything the library knows about PEFT: which weights an adapter trains, and where they act."""
 
-from laplace_lora.adapters.discovery import AdapterSites, discover_sites
+from laplace_lora.adapters.active import altered_start, task_type
+from laplace_lora.adapters.discovery import AdapterSites, discover_sites, output_embeddings
 from laplace_lora.adapters.files import SavedAdapter, read_saved_adapter
 from laplace_lora.adapters.fingerprint import Fingerprint, fingerprint
-from laplace_lora.adapters.loading import load_classifier, unfilled_keys
-from laplace_lora.adapters.site import Site
-from laplace_lora.adapters.weights import adapter_state_dict, perturbed_state_dict
+from laplace_lora.adapters.kinds import FACTORIES, ModelKind
+from laplace_lora.adapters.loading import load_model, unfilled_keys
+from laplace_lora.adapters.site import Site, with_rows
+from laplace_lora.adapters.weights import adapter_state_dict, moved_to, perturbed_state_dict
 
 __all__ = [
+    "FACTORIES",
     "AdapterSites",
     "Fingerprint",
+    "ModelKind",
     "SavedAdapter",
     "Site",
     "adapter_state_dict",
+    "altered_start",
     "discover_sites",
     "fingerprint",
-    "load_classifier",
+    "load_model",
+    "moved_to",
+    "output_embeddings",
     "perturbed_state_dict",
     "read_saved_adapter",
+    "task_type",
     "unfilled_keys",
+    "with_rows",
 ]

@@ -2,14 +2,23 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-import peft
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Embedding, LoraLayer, ParamWrapper
+from peft.tuners.lora.layer import MultiheadAttention
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
+from laplace_lora.adapters.active import active_adapter
+from laplace_lora.adapters.biases import bias_sites
+from laplace_lora.adapters.embedding import embedding_sites
+from laplace_lora.adapters.full import full_sites
+from laplace_lora.adapters.linear import linear_sites
 from laplace_lora.adapters.site import Site
+from laplace_lora.adapters.tied import joined
+from laplace_lora.adapters.weights import adapter_state_dict, keys_by_parameter
 from laplace_lora.errors import UnsupportedAdapterError
 
 
@@ -40,9 +49,9 @@ def discover_sites(model: nn.Module, include_modules_to_save: bool = True) -> Ad
         The sites and what is held fixed.
 
     Raises:
-        UnsupportedAdapterError: Anything trained that is not a plain LoRA pair or a linear layer, by name.
+        UnsupportedAdapterError: Anything trained that none of the kinds of site accounts for, by name.
     """
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     sites: list[Site] = []
     held: list[str] = []
     accounted: set[int] = set()
@@ -56,7 +65,7 @@ def discover_sites(model: nn.Module, include_modules_to_save: bool = True) -> Ad
                 held.append(name)
                 accounted.update(id(p) for p in module.modules_to_save[adapter].parameters())
                 continue
-            found = list(_fully_trained_sites(name, module.modules_to_save[adapter]))
+            found = list(full_sites(name, module.modules_to_save[adapter]))
         elif isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
             raise UnsupportedAdapterError(
                 f"{name} ({type(module).__name__}) is trained but is neither a LoRA pair nor a linear layer; "
@@ -65,86 +74,83 @@ def discover_sites(model: nn.Module, include_modules_to_save: bool = True) -> Ad
         else:
             continue
         sites += found
-        accounted.update(id(p) for site in found for p in site.linear.parameters())
-    _refuse_unaccounted(model, adapter, accounted)
-    _refuse_shared(sites)
+        accounted.update(id(p) for site in found for p in site.parameters)
+    keys = keys_by_parameter(model, adapter_state_dict(model, adapter))
+    biases = list(bias_sites(model, keys, accounted))
+    sites += biases
+    accounted.update(id(site.weight) for site in biases)
+    _refuse_unaccounted(model, adapter, accounted, set(keys))
     if not sites:
         raise UnsupportedAdapterError(
             f"adapter {adapter!r} has no weights that a posterior could cover; check target_modules."
         )
-    return AdapterSites(adapter, tuple(sites), tuple(held))
+    head = set(_modules_of_head(model))
+    marked = [dataclasses.replace(s, at_head=all(id(use.hooked) in head for use in s.uses)) for s in sites]
+    return AdapterSites(adapter, joined(marked), tuple(held))
 
 
-def _active_adapter(model: nn.Module) -> str:
-    if not isinstance(model, peft.PeftModel):
-        raise UnsupportedAdapterError(
-            f"expected a peft.PeftModel, got {type(model).__name__}; wrap the model with peft.get_peft_model or "
-            "load it with peft.PeftModel.from_pretrained."
-        )
-    active = model.active_adapters
-    if len(active) != 1:
-        raise UnsupportedAdapterError(
-            f"adapters {', '.join(active)} are active at once; activate one with model.set_adapter(name)."
-        )
-    config = model.peft_config[active[0]]
-    if config.peft_type != peft.PeftType.LORA:
-        raise UnsupportedAdapterError(
-            f"adapter {active[0]!r} is of type {config.peft_type}, not LORA; train a LoRA adapter."
-        )
-    bias = getattr(config, "bias", "none")
-    if bias != "none":
-        raise UnsupportedAdapterError(
-            f"adapter {active[0]!r} trains base-model biases (bias={bias!r}), which the posterior does not "
-            "cover; retrain with LoraConfig(bias='none')."
-        )
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and module.merged:
-            raise UnsupportedAdapterError(f"the adapter is merged into {name}; call model.unmerge_adapter() first.")
-        if isinstance(module, BaseTunerLayer) and module.disable_adapters:
-            raise UnsupportedAdapterError(f"the adapter is disabled at {name}; call model.enable_adapter_layers().")
-    return active[0]
+def output_embeddings(model: nn.Module) -> nn.Module | None:
+    """Return a language model's last layer, which turns hidden states into one logit per token.
+
+    Args:
+        model: The PEFT model.
+
+    Returns:
+        The layer as the model calls it, with PEFT's wrapper around it if there is one; or None.
+    """
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    find = getattr(base, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _modules_of_head(model: nn.Module) -> Iterator[int]:
+    head = output_embeddings(model)
+    if head is not None:
+        yield from (id(module) for module in head.modules())
 
 
 def _lora_sites(name: str, module: LoraLayer, adapter: str) -> Iterator[Site]:
+    if isinstance(module, ParamWrapper):
+        if adapter in module.lora_A:
+            raise UnsupportedAdapterError(
+                f"{name}: LoRA on a parameter of its own ({module.parameter_name}; LoraConfig(target_parameters=...), "
+                "as for experts) is not handled; retrain with target_modules."
+            )
+        return
+    if isinstance(module, MultiheadAttention):
+        if adapter in module.lora_A:
+            raise UnsupportedAdapterError(
+                f"{name} (MultiheadAttention): PEFT merges its LoRA into the weights at every call, and no layer of it "
+                "runs by itself; retrain without this module."
+            )
+        return
     variant = getattr(module, "lora_variant", {}).get(adapter)
-    kind = type(variant).__name__ if variant is not None else type(module).__name__
-    if adapter in module.lora_embedding_A or variant is not None:
+    embedding = adapter in module.lora_embedding_A
+    if variant is not None and (embedding or type(variant) is not DoraLinearVariant):
         raise UnsupportedAdapterError(
-            f"{name}: LoRA of kind {kind} is not handled; retrain with plain LoRA on linear layers."
+            f"{name}: LoRA of kind {type(variant).__name__} is not handled; retrain with plain LoRA or, on linear "
+            "layers, DoRA."
         )
-    for factor in ("lora_A", "lora_B"):
-        linears = getattr(module, factor)
-        if adapter not in linears:
-            return
-        linear = linears[adapter]
-        if type(linear) is not nn.Linear:
-            raise UnsupportedAdapterError(
-                f"{name}.{factor} is a {type(linear).__name__}, not a Linear; retrain with LoRA on linear layers only."
-            )
-        key = f"{name}.{factor}"
-        bias_key = f"{key}.bias" if linear.bias is not None else None
-        yield Site(key, name, linear, f"{key}.weight", bias_key, trained_in_full=False)
+    if not embedding:
+        yield from linear_sites(name, module, adapter)
+    elif isinstance(module, Embedding):
+        yield from embedding_sites(name, module, adapter)
+    else:
+        raise UnsupportedAdapterError(
+            f"{name} ({type(module).__name__}) is an embedding of an unknown kind; retrain without it."
+        )
 
 
-def _fully_trained_sites(name: str, trained: nn.Module) -> Iterator[Site]:
-    for inner, module in trained.named_modules():
-        full = f"{name}.{inner}" if inner else name
-        if type(module) is nn.Linear:
-            bias_key = f"{full}.bias" if module.bias is not None else None
-            yield Site(full, full, module, f"{full}.weight", bias_key, trained_in_full=True)
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UnsupportedAdapterError(
-                f"{full} ({type(module).__name__}) is trained in full (modules_to_save) and is not a Linear; retrain "
-                "without it, or hold it at its trained values with LaplaceConfig(include_modules_to_save=False)."
-            )
-
-
-def _refuse_unaccounted(model: nn.Module, adapter: str, accounted: set[int]) -> None:
-    """Refuse any parameter that is trained, or carries the adapter's name, and is at no site."""
+def _refuse_unaccounted(model: nn.Module, adapter: str, accounted: set[int], saved: set[int]) -> None:
+    """Refuse any parameter that is trained, carries the adapter's name or is saved with it, and is at no site."""
     names = []
     for name, parameter in model.named_parameters():
+        # PEFT keeps what it replaced; LoraConfig(bias="all") marks its biases as trained, and nothing uses them.
+        if ".original_module." in name:
+            continue
         of_adapter = f".{adapter}." in f"{name}." and ("lora_" in name or ".modules_to_save." in name)
-        if (of_adapter or parameter.requires_grad) and id(parameter) not in accounted:
+        if (of_adapter or parameter.requires_grad or id(parameter) in saved) and id(parameter) not in accounted:
             names.append(name)
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -152,13 +158,3 @@ def _refuse_unaccounted(model: nn.Module, adapter: str, accounted: set[int]) -> 
             f"trained parameters that no LoRA pair or linear layer accounts for: {shown}; freeze them "
             "(requires_grad_(False)) if they were not trained, or retrain without them."
         )
-
-
-def _refuse_shared(sites: list[Site]) -> None:
-    seen: dict[int, str] = {}
-    for site in sites:
-        other = seen.setdefault(id(site.linear.weight), site.name)
-        if other != site.name:
-            raise UnsupportedAdapterError(
-                f"{other} and {site.name} share one weight; a shared weight is not handled: untie them and retrain."
-            )

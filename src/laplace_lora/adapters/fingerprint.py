@@ -6,7 +6,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from laplace_lora.adapters.discovery import AdapterSites
+from laplace_lora.adapters.packed import stored_values
 from laplace_lora.adapters.weights import adapter_state_dict
 
 # Values read per base-model tensor. Whole base models are many gigabytes; a spread of values from every
@@ -54,12 +54,12 @@ class Fingerprint:
         return phrases
 
 
-def fingerprint(model: nn.Module, adapter: AdapterSites) -> Fingerprint:
+def fingerprint(model: nn.Module, adapter: str) -> Fingerprint:
     """Digest a PEFT model.
 
     Args:
         model: The PEFT model.
-        adapter: Its sites, for the adapter's name.
+        adapter: Name of the adapter.
 
     Returns:
         Its fingerprint. Equal models give equal fingerprints on any device.
@@ -74,11 +74,13 @@ def fingerprint(model: nn.Module, adapter: AdapterSites) -> Fingerprint:
             continue
         if not dtype and parameter.is_floating_point():
             dtype = str(parameter.dtype)
-        values = parameter.detach().flatten()
-        step = max(1, values.numel() // _SAMPLED_VALUES)
-        _absorb(digest, name, parameter, values[::step][:_SAMPLED_VALUES])
+        owner = base.get_submodule(name.rpartition(".")[0])
+        for part, whole in stored_values(owner, parameter):
+            values = whole.flatten()
+            step = max(1, values.numel() // _SAMPLED_VALUES)
+            _absorb(digest, f"{name}{part}", whole, values[::step][:_SAMPLED_VALUES])
     adapter_digest = hashlib.sha256()
-    for key, value in sorted(adapter_state_dict(model, adapter.adapter).items()):
+    for key, value in sorted(adapter_state_dict(model, adapter).items()):
         _absorb(adapter_digest, key, value, value.flatten())
     return Fingerprint(
         base_name=str(getattr(config, "name_or_path", "") or ""),

@@ -10,9 +10,10 @@ from typing import Any
 import peft
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from laplace_lora.adapters.files import SavedAdapter
+from laplace_lora.adapters.kinds import FACTORIES, PURPOSES, ModelKind, saved_kind
 from laplace_lora.adapters.weights import adapter_state_dict
 from laplace_lora.errors import AdapterFileError
 from laplace_lora.quiet import quiet_transformers
@@ -22,8 +23,13 @@ _MOST_LAYERS = 10_000
 _SMALL = 10**7
 
 
-def load_classifier(
-    saved: SavedAdapter, base: str | None, revision: str | None, dtype: Any, device_map: Any
+def load_model(
+    saved: SavedAdapter,
+    base: str | None,
+    revision: str | None,
+    dtype: Any,
+    device_map: Any,
+    quantization: str | None = None,
 ) -> tuple[peft.PeftModel, str, str | None]:
     """Load the base model of an adapter with the adapter on it.
 
@@ -33,6 +39,7 @@ def load_classifier(
         revision: Revision of the base on the hub; from adapter_config.json if not given.
         dtype: As for ``from_pretrained``: ``"auto"`` is the checkpoint's.
         device_map: As for ``from_pretrained``.
+        quantization: How to quantise the base; None for not at all.
 
     Returns:
         The model, in eval mode; the base's folder or id, and its revision.
@@ -43,27 +50,12 @@ def load_classifier(
     name = _given_base(base) if base is not None else _stated_base(saved)
     if revision is None and base is None:  # the saved one is the saved base's
         revision = saved.config.get("revision")
-    task = saved.config.get("task_type")
-    if task not in (None, "SEQ_CLS"):
-        raise AdapterFileError(
-            f"the adapter in {saved.folder} is of task type {task}; only sequence classification (SEQ_CLS) is handled."
-        )
+    kind = saved_kind(saved)
     config = _base_config(name, revision, saved)
-    try:
-        two, three = _empty_shapes(config, 2), _empty_shapes(config, 3)
-    except Exception as error:  # transformers raises whatever it pleases
-        raise AdapterFileError(_base_message(name, saved, error)) from error
-    classes = _head_size(two, three, saved.shapes)
-    _refuse_absurd_size(name, two)
-    if classes is None and task is None:
-        raise AdapterFileError(
-            f"the adapter in {saved.folder} names no task type and holds no classification head; train it with "
-            "LoraConfig(task_type='SEQ_CLS')."
-        )
-    labels = {} if classes is None or classes == config.num_labels else {"num_labels": classes}
+    options, kind = _head_options(config, saved, kind, name)
     with quiet_transformers():
         try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = FACTORIES[kind].from_pretrained(
                 name,
                 revision=revision,
                 dtype=dtype,
@@ -71,10 +63,10 @@ def load_classifier(
                 output_loading_info=True,
                 trust_remote_code=False,
                 ignore_mismatched_sizes=True,  # a head of other classes is replaced by the adapter's
-                **labels,
+                **options,
             )
         except Exception as error:  # transformers and its readers raise whatever they please
-            raise AdapterFileError(_base_message(name, saved, error)) from error
+            raise AdapterFileError(_base_message(name, saved, error, kind)) from error
         _refuse_new_weights(name, saved, info)
         _refuse_non_finite(name, model)
         _resize_embeddings(model, saved)
@@ -104,7 +96,27 @@ def saved_classes(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int | N
     Returns:
         K, or None if the adapter holds no head.
     """
-    return _head_size(_empty_shapes(config, 2), _empty_shapes(config, 3), shapes)
+    return _head_size(_empty_shapes(config, "classifier", 2), _empty_shapes(config, "classifier", 3), shapes)
+
+
+def _head_options(
+    config: Any, saved: SavedAdapter, kind: ModelKind | None, name: str
+) -> tuple[dict[str, Any], ModelKind]:
+    """Return what the base has to be loaded with for the adapter's head, and what kind of model it is."""
+    wanted = kind or "classifier"
+    try:
+        two = _empty_shapes(config, wanted, 2)
+        three = _empty_shapes(config, wanted, 3) if wanted == "classifier" else two
+    except Exception as error:  # transformers raises whatever it pleases
+        raise AdapterFileError(_base_message(name, saved, error, wanted)) from error
+    classes = _head_size(two, three, saved.shapes)
+    _refuse_absurd_size(name, two)
+    if kind is None and classes is None:
+        raise AdapterFileError(
+            f"the adapter in {saved.folder} names no task type and holds no classification head; train it with "
+            "LoraConfig(task_type='SEQ_CLS'), or 'CAUSAL_LM' for a language model."
+        )
+    return ({} if classes is None or classes == config.num_labels else {"num_labels": classes}), wanted
 
 
 def _head_size(
@@ -118,11 +130,11 @@ def _head_size(
     return None
 
 
-def _empty_shapes(config: Any, classes: int) -> dict[str, tuple[int, ...]]:
+def _empty_shapes(config: Any, kind: ModelKind, classes: int) -> dict[str, tuple[int, ...]]:
     config = copy.deepcopy(config)
     config.num_labels = classes
     with torch.device("meta"), quiet_transformers():
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = FACTORIES[kind].from_config(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -176,9 +188,9 @@ def _refuse_absurd_size(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Non
         )
 
 
-def _base_message(name: str, saved: SavedAdapter, error: Exception) -> str:
+def _base_message(name: str, saved: SavedAdapter, error: Exception, kind: ModelKind = "classifier") -> str:
     return (
-        f"the base model {name} of the adapter in {saved.folder} cannot be loaded for sequence classification "
+        f"the base model {name} of the adapter in {saved.folder} cannot be loaded for {PURPOSES[kind]} "
         f"({_reason(error)}); check it, or give another folder or hub id with --base."
     )
 

@@ -1,12 +1,16 @@
 """An adapter's weights as PEFT stores them, and copies of them moved by a sample of the posterior."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import peft
 import torch
 from torch import Tensor, nn
 
-from laplace_lora.adapters.discovery import AdapterSites
+from laplace_lora.adapters.active import active_adapter
+from laplace_lora.adapters.packed import plain_state
+from laplace_lora.adapters.site import Site
 
 
 def adapter_state_dict(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -19,28 +23,74 @@ def adapter_state_dict(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     Returns:
         Detached tensors, as ``peft.get_peft_model_state_dict`` names them, without frozen embeddings.
     """
-    state = peft.get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    with warnings.catch_warnings():
+        # PEFT takes the bias of a lora_B for a shard of a matrix.
+        warnings.filterwarnings("ignore", message=".*LoRA tensor.*have invalid shape")
+        state = peft.get_peft_model_state_dict(model, plain_state(model), adapter, save_embedding_layers=False)
     return {key: value.detach() for key, value in state.items()}
 
 
-def perturbed_state_dict(model: nn.Module, adapter: AdapterSites, deviations: Sequence[Tensor]) -> dict[str, Tensor]:
+def keys_by_parameter(model: nn.Module, state: Mapping[str, Tensor]) -> dict[int, list[str]]:
+    """Match parameters to the entries of a state dict by the memory that they share, not by rules of naming.
+
+    Args:
+        model: The PEFT model.
+        state: From :func:`adapter_state_dict`.
+
+    Returns:
+        ``id`` of a parameter to its keys: several where weights are tied.
+    """
+    keys: dict[int, list[str]] = {}
+    for key, value in state.items():
+        keys.setdefault(value.data_ptr(), []).append(key)
+    return {id(p): keys[p.data_ptr()] for p in model.parameters() if p.numel() and p.data_ptr() in keys}
+
+
+def perturbed_state_dict(
+    model: nn.Module, adapter: str, sites: Sequence[Site], deviations: Sequence[Tensor]
+) -> dict[str, Tensor]:
     """Return the adapter's weights with a deviation added at every site.
 
     Args:
         model: The PEFT model that holds the trained values.
-        adapter: Its sites.
+        adapter: Name of the adapter.
+        sites: Its sites.
         deviations: One (out_features, in_features) matrix per site, the bias as last column.
 
     Returns:
         New tensors under PEFT's keys, for ``peft.set_peft_model_state_dict``; in the parameters' dtype,
         but never below float32, where rounding would hide a small posterior variance.
     """
-    state = {key: value.clone() for key, value in adapter_state_dict(model, adapter.adapter).items()}
-    for site, deviation in zip(adapter.sites, deviations, strict=True):
-        dtype = torch.promote_types(site.linear.weight.dtype, torch.float32)
-        moved = (site.weights().to(deviation.dtype) + deviation).to(dtype)
-        if site.bias_key is not None:
-            state[site.bias_key] = moved[:, -1].clone()
-            moved = moved[:, :-1]
-        state[site.weight_key] = moved.clone()
-    return state
+    state = adapter_state_dict(model, adapter)
+    keys = keys_by_parameter(model, state)
+    moved: dict[str, Tensor] = {}
+    for site, deviation in zip(sites, deviations, strict=True):
+        for parameter, value in site.moved(deviation).items():
+            for key in keys[id(parameter)]:
+                # Tied output embeddings hold the transposed matrix.
+                turned = state[key].shape != value.shape
+                moved[key] = (value.T if turned else value).clone(memory_format=torch.contiguous_format)
+    return {key: moved[key] if key in moved else value.clone() for key, value in state.items()}
+
+
+@contextlib.contextmanager
+def moved_to(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a model the weights of a drawn adapter for a while.
+
+    Args:
+        model: The PEFT model.
+        state: Under PEFT's keys, from :func:`perturbed_state_dict`.
+
+    Yields:
+        Nothing. The trained weights are put back bit by bit, whatever happens.
+    """
+    current = adapter_state_dict(model, active_adapter(model))
+    before = {key: value.clone() for key, value in current.items()}
+    try:
+        # The state dict's tensors are the parameters' own memory.
+        for key, value in current.items():
+            value.copy_(state[key])
+        yield
+    finally:
+        for key, value in current.items():
+            value.copy_(before[key])

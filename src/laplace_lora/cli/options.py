@@ -40,7 +40,38 @@ Posterior = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no messages but warnings.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Messages as JSON, one object per line; no progress bars.")]
 DataFile = Annotated[
-    Path, typer.Option(help="JSONL or CSV: text | premise, hypothesis | question, choices | passage, question; label.")
+    Path,
+    typer.Option(
+        help="JSONL or CSV: text | premise, hypothesis | question, choices | passage, question; label. Preferences: "
+        "chosen, rejected, perhaps prompt. Texts: prompt, completion."
+    ),
+]
+ReadoutName = Annotated[
+    str | None,
+    typer.Option(
+        help="How answers are read: class (a classifier's logits), answers (tokens of a language model after a prompt), "
+        "options (each choice scored by itself), next-token (every token of a completion), scalar (a number), pairwise "
+        "(preferences).  [default: as trained, or what model and data leave no doubt of]",
+        metavar="NAME",
+    ),
+]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        help="Words that answer, one token each, in the order of the labels: A,B.  [default: as the prompt asks]",
+        metavar="A,B,C",
+    ),
+]
+Normalise = Annotated[
+    str,
+    typer.Option(help="Divide an option's log-likelihood by: none, tokens or characters.", metavar="HOW"),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantise the base as it is loaded: nf4, nf4-double, int8 or torchao-int8.  [default: as it is]",
+        metavar="HOW",
+    ),
 ]
 
 

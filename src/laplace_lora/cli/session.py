@@ -1,5 +1,6 @@
 """What surrounds every verb: one line for every error, and an exit status that says which kind it was."""
 
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
     Raises:
         SystemExit: Something went wrong.
     """
+    # torchao says on import which of its kernels this machine cannot load.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     try:
         from laplace_lora.commands.console import Console
         from laplace_lora.errors import LaplaceLoRAError

@@ -21,10 +21,14 @@ def train(
     validation: Annotated[
         Path | None, typer.Option(help="Held-out data, labelled: the epoch with the least loss on it is kept.")
     ] = None,
+    readout: options.ReadoutName = None,
+    answers: options.Answers = None,
+    normalise: options.Normalise = "none",
     labels: options.Labels = None,
     template: options.Template = None,
     max_length: options.MaxLength = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the base on the hub.")] = None,
+    quantization: options.Quantization = None,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank r.")] = 8,
     alpha: Annotated[int, typer.Option(min=1, help="LoRA scale: the adapter's output is times alpha / r.")] = 16,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout before the adapter, a probability.")] = 0.0,
@@ -46,7 +50,7 @@ def train(
     quiet: options.Quiet = False,
     json_log: options.JsonLog = False,
 ) -> None:
-    """Fine-tune a LoRA adapter for classification, with a checkpoint per epoch."""
+    """Fine-tune a LoRA adapter: classes, choices, answers, preferences, numbers or texts; a checkpoint per epoch."""
     with session(quiet, json_log) as console:
         from laplace_lora import commands
         from laplace_lora.training import TrainingSettings
@@ -66,7 +70,20 @@ def train(
         )
         names = options.split_names(labels)
         commands.train(
-            commands.TrainConfig(model, data, out, validation, names, template, max_length, revision, settings), console
+            commands.TrainConfig(
+                model,
+                data,
+                out,
+                validation,
+                names,
+                template,
+                max_length,
+                revision,
+                settings,
+                commands.ReadoutWish(readout, options.split_names(answers), normalise),
+                quantization,
+            ),
+            console,
         )
 
 
@@ -76,6 +93,9 @@ def fit(
     validation: Annotated[
         Path | None, typer.Option(help="Held-out data, labelled, to choose the prior precision on.")
     ] = None,
+    readout: options.ReadoutName = None,
+    answers: options.Answers = None,
+    normalise: options.Normalise = "none",
     base: options.Base = None,
     revision: options.Revision = None,
     labels: options.Labels = None,
@@ -84,12 +104,13 @@ def fit(
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     structure: Annotated[str, typer.Option(help="Posterior: kron, diag, exact or last_layer.")] = "kron",
     fisher: Annotated[
         str,
         typer.Option(
-            help="Curvature: exact (K-1 backward passes per batch for K classes), rademacher or mc (one); auto is "
-            "exact up to 16 classes."
+            help="Curvature: exact (K-1 backward passes per batch for K classes), rademacher, mc or empirical (one); "
+            "auto is exact up to 16 classes, and mc for texts."
         ),
     ] = "auto",
     prior: Annotated[
@@ -116,7 +137,7 @@ def fit(
         laplace = LaplaceConfig(**choices, seed=seed)
         commands.fit(
             commands.FitConfig(
-                source=_source(adapter, base, revision, dtype, device),
+                source=_source(adapter, base, revision, dtype, device, quantization),
                 data=data,
                 validation=validation,
                 label_names=options.split_names(labels),
@@ -126,6 +147,7 @@ def fit(
                 prior=_prior(prior),
                 laplace=laplace,
                 out=out,
+                readout=commands.ReadoutWish(readout, options.split_names(answers), normalise),
             ),
             console,
         )
@@ -145,8 +167,12 @@ def evaluate(
     base: options.Base = None,
     revision: options.Revision = None,
     batch_size: options.BatchSize = 16,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Adapters drawn from the posterior to average tokens over (next-token only).")
+    ] = 8,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     quiet: options.Quiet = False,
     json_log: options.JsonLog = False,
 ) -> None:
@@ -154,9 +180,9 @@ def evaluate(
     with session(quiet, json_log) as console:
         from laplace_lora import commands
 
-        source = _source(adapter, base, revision, dtype, device)
+        source = _source(adapter, base, revision, dtype, device, quantization)
         found = commands.evaluate(
-            commands.EvaluateConfig(source, data, out, posterior, validation, ood, batch_size), console
+            commands.EvaluateConfig(source, data, out, posterior, validation, ood, batch_size, samples), console
         )
         if json_log:
             console.say("metrics", "metrics", **found.comparison.to_dict())
@@ -185,6 +211,7 @@ def predict(
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     quiet: options.Quiet = False,
     json_log: options.JsonLog = False,
 ) -> None:
@@ -192,7 +219,7 @@ def predict(
     with session(quiet, json_log) as console:
         from laplace_lora import commands
 
-        source = _source(adapter, base, revision, dtype, device)
+        source = _source(adapter, base, revision, dtype, device, quantization)
         commands.predict(commands.PredictConfig(source, data, out, posterior, batch_size, top_k), console)
 
 
@@ -206,10 +233,12 @@ def info(
         typer.echo(commands.info(directory))
 
 
-def _source(adapter: str, base: str | None, revision: str | None, dtype: str, device: str) -> "AdapterSource":
+def _source(
+    adapter: str, base: str | None, revision: str | None, dtype: str, device: str, quantization: str | None
+) -> "AdapterSource":
     from laplace_lora.commands import AdapterSource
 
-    return AdapterSource(adapter, base, revision, dtype, device)
+    return AdapterSource(adapter, base, revision, dtype, device, quantization)
 
 
 def _prior(prior: str | None) -> str | float | None:

@@ -5,6 +5,7 @@ from laplace_lora.commands.evaluate import EvaluateConfig, evaluate
 from laplace_lora.commands.fit import FitConfig, fit
 from laplace_lora.commands.info import info
 from laplace_lora.commands.predict import PredictConfig, predict
+from laplace_lora.commands.readout_choice import ReadoutWish
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.commands.train import TrainConfig, train
 
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluateConfig",
     "FitConfig",
     "PredictConfig",
+    "ReadoutWish",
     "TrainConfig",
     "evaluate",
     "fit",

@@ -9,14 +9,16 @@ from pathlib import Path
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable
 from laplace_lora.commands.output import check_writable
+from laplace_lora.commands.readout_choice import NAMES, ReadoutWish
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import backward_passes
 from laplace_lora.data import DataFile, Encoder
 from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
-from laplace_lora.loading import saved_input_format
+from laplace_lora.loading import saved_input_format, saved_readout
 from laplace_lora.persistence import InputFormat, download_adapter
 
 #: With more than this share of the errors of always answering the commonest class, the adapter has learnt nothing.
@@ -39,6 +41,7 @@ class FitConfig:
             there is validation data, else ``evidence``.
         laplace: Settings of the posterior.
         out: Folder for the posterior; the adapter's own if None.
+        readout: How answers are read from the model; as it was trained by ``train``, or inferred, if nothing is given.
     """
 
     source: AdapterSource
@@ -51,6 +54,7 @@ class FitConfig:
     prior: str | float | None = None
     laplace: LaplaceConfig = dataclasses.field(default_factory=LaplaceConfig)
     out: Path | None = None
+    readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
 
 
 def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
@@ -82,8 +86,9 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     check_writable(out)
 
     opened = open_adapter(config.source, config.label_names, progress=console.progress)
-    given = _given_format(config)
-    data = opened.scan(config.data, given, "required")
+    folder = download_adapter(local_or_hub(config.source.adapter))
+    given = _given_format(config, folder)
+    data = opened.choose(_wish(config, folder), config.data, given)
     form = opened.complete(given, data)
     validation = None if config.validation is None else opened.scan(config.validation, form, "required")
     encoder = opened.encoder(form)
@@ -91,7 +96,7 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     laplace = dataclasses.replace(config.laplace, progress=console.progress)
     if not isinstance(prior, str):
         laplace = dataclasses.replace(laplace, prior_precision=float(prior))
-    la = LaplaceLoRA(opened.model, laplace, input_format=form)
+    la = LaplaceLoRA(opened.model, laplace, opened.readout, input_format=form)
     batches = encoder.batches(data, config.batch_size)
     _say_plan(console, la, opened, batches)
     start = time.perf_counter()
@@ -128,8 +133,19 @@ def _output_folder(config: FitConfig) -> Path:
     return folder
 
 
-def _given_format(config: FitConfig) -> InputFormat:
-    saved = saved_input_format(download_adapter(local_or_hub(config.source.adapter))) or InputFormat()
+def _wish(config: FitConfig, folder: Path) -> ReadoutWish:
+    """Return what is asked for or, where nothing is, what ``train`` left."""
+    if config.readout.name is not None or config.readout.answers is not None:
+        return config.readout
+    saved = saved_readout(folder)
+    if saved is None:
+        return config.readout
+    name = next(short for short, long in NAMES.items() if long == saved.name)
+    return ReadoutWish(name, saved=saved)
+
+
+def _given_format(config: FitConfig, folder: Path) -> InputFormat:
+    saved = saved_input_format(folder) or InputFormat()
     if config.template is not None:
         saved = dataclasses.replace(saved, template=config.template, pair_template=None)
     if config.max_length is not None:
@@ -138,31 +154,39 @@ def _given_format(config: FitConfig) -> InputFormat:
 
 
 def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, batches: Batches) -> None:
-    fisher = la.config.fisher_for(opened.classes)
+    readout = la.readout
+    fisher = la.config.fisher_for(opened.classes, readout.name)
     forward, examples = len(batches), len(batches.file)
-    each = 0 if la.config.structure == "last_layer" else opened.classes - 1 if fisher == "exact" else 1
+    each = backward_passes(la.config, readout, opened.classes if fisher == "exact" else 2)
     console.say(
         "plan",
-        f"fit: {examples} examples, {opened.classes} classes, structure {la.config.structure}, Fisher {fisher}: "
+        f"fit: {examples} examples, {opened.classes} {'classes' if readout.reads_head else 'outputs'} by {readout!r}, "
+        f"structure {la.config.structure}, Fisher {fisher}: "
         f"{forward} forward and {forward * each} backward passes of up to {batches.batch_size} examples",
         examples=examples,
         classes=opened.classes,
+        readout=readout.name,
         forward_passes=forward,
         backward_passes=forward * each,
     )
 
 
 def _say_fit(console: Console, la: LaplaceLoRA, data: DataFile, encoder: Encoder, seconds: float) -> None:
-    assert la.training is not None
-    accuracy, nll = la.training.accuracy, la.training.nll
-    assert accuracy is not None and nll is not None
+    training = la.training
+    assert training is not None and training.nll is not None
+    accuracy, nll = training.accuracy, training.nll
+    majority = data.majority if data.label_counts else None
+    parts = [] if accuracy is None else [f"accuracy {accuracy:.3f}"]
+    parts.append(f"NLL {nll:.4f} nats")
+    if training.targets is not None:
+        parts.append(f"{nll * training.examples / training.targets:.4f} a token of {training.targets:,}")
+    about = "" if majority is None else f" (the commonest class: {majority:.3f})"
     console.say(
         "fitted",
-        f"the adapter on its training data: accuracy {accuracy:.3f}, NLL {nll:.4f} nats (the commonest class: "
-        f"{data.majority:.3f}); {seconds:.1f} s",
+        f"the adapter on its training data: {', '.join(parts)}{about}; {seconds:.1f} s",
         accuracy=accuracy,
         nll=nll,
-        majority=data.majority,
+        majority=majority,
         seconds=seconds,
     )
     if encoder.truncated:
@@ -170,8 +194,13 @@ def _say_fit(console: Console, la: LaplaceLoRA, data: DataFile, encoder: Encoder
             f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens; if training saw more of them, give "
             "--max-length."
         )
-    if 1.0 - accuracy > NO_BETTER * (1.0 - data.majority):
+    if majority is not None and accuracy is not None and 1.0 - accuracy > NO_BETTER * (1.0 - majority):
         console.warn(
             f"the adapter is right on {accuracy:.3f} of its training data, no better than always answering the "
-            f"commonest class ({data.majority:.3f}): check the base model, the order of the labels and the template."
+            f"commonest class ({majority:.3f}): check the base model, the order of the labels and the template."
+        )
+    if majority is None and la.readout.name == "pairwise_reward" and accuracy is not None and accuracy < 0.55:
+        console.warn(
+            f"the adapter prefers the chosen text in {accuracy:.3f} of its training pairs, no better than chance: "
+            "check the base model, and which text is the chosen one."
         )

@@ -19,7 +19,17 @@ def info(directory: str | Path) -> str:
     """
     state, posterior, fitted = read_posterior(local_or_hub(str(directory)))
     precision = torch.tensor(state.prior_precision, dtype=torch.float64)
-    text = describe(state.config, state.matrices, state.held_at_map, precision, state.tuned_by, fitted, posterior)
+    text = describe(
+        state.config,
+        state.matrices,
+        state.held_at_map,
+        precision,
+        state.tuned_by,
+        fitted,
+        posterior,
+        state.readout,
+        state.noise_variance,
+    )
     form = state.input_format
     lines = [
         text,

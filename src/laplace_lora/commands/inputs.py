@@ -7,14 +7,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from laplace_lora.adapters import ModelKind
+from laplace_lora.adapters.packed import is_quantised
 from laplace_lora.commands.console import Console
+from laplace_lora.commands.readout_choice import (
+    ReadoutWish,
+    given_form,
+    label_reader,
+    readout_layout,
+    readout_name,
+    settle,
+)
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
-from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, open_rows, scan
-from laplace_lora.data.scan import Labels
+from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, open_rows, scan
+from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.loading import load_adapter
 from laplace_lora.persistence import InputFormat
-from laplace_lora.readouts import is_causal
+from laplace_lora.readouts import Readout, is_causal, is_classifier, is_multiple_choice
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Tokenizers without a limit say a number of this kind.
@@ -29,25 +39,69 @@ class OpenAdapter:
         model: The PEFT model, on its device.
         tokenizer: Its tokenizer.
         label_names: Names of its classes, or None.
-        classes: Number of logits, K.
+        classes: Number of classes, K; of a language model not known before its readout is.
+        kind: Kind of model.
         progress: Whether long work on files shows a progress bar.
+        readout: How its outputs are read; None before that is settled.
     """
 
     model: nn.Module
     tokenizer: Any
     label_names: tuple[str, ...] | None
     classes: int
+    kind: ModelKind = "classifier"
     progress: bool = False
+    readout: Readout | None = None
 
     @property
-    def labels(self) -> LabelReader:
+    def layout(self) -> Layout:
+        """How rows become inputs."""
+        return readout_layout("class_logits" if self.readout is None else self.readout.name, self.kind)
+
+    @property
+    def labels(self) -> Reader:
         """Reads labels of this task."""
-        return LabelReader(self.classes, self.label_names)
+        name = "class_logits" if self.readout is None else self.readout.name
+        return label_reader(self.layout, name, self.classes, self.label_names)
 
     @property
     def pairs(self) -> bool:
         """Whether the tokenizer puts something between two texts."""
         return self.tokenizer.sep_token is not None
+
+    @property
+    def shown_names(self) -> tuple[str, ...]:
+        """A name for every class, its index where it has none."""
+        if self.readout is not None and self.readout.name == "pairwise_reward":
+            return self.labels.shown_names()
+        return self.label_names or tuple(map(str, range(self.classes)))
+
+    def choose(self, wish: ReadoutWish, data: Path, form: InputFormat) -> DataFile:
+        """Settle the readout by what is asked for, the model and the training data.
+
+        Args:
+            wish: What is asked for.
+            data: The training data.
+            form: How its rows become text; recognised from the first row if its template is None.
+
+        Returns:
+            The data, checked.
+        """
+        name = readout_name(wish, self.kind, self.classes, data)
+        layout = readout_layout(name, self.kind)
+        names = self.label_names if name in ("class_logits", "answer_tokens") else None
+        reader = label_reader(layout, name, self.classes if self.kind == "classifier" else None, names)
+        file = scan(
+            data,
+            reader,
+            layout=layout,
+            form=given_form(layout, form.template, form.pair_template),
+            pairs=self.pairs,
+            progress=self.progress,
+        )
+        settled = settle(name, wish, file, self.tokenizer, names)
+        self.readout, self.label_names, self.classes = settled.readout, settled.names, settled.classes
+        return settled.file
 
     def scan(self, path: Path, form: InputFormat, labels: Labels, name: str | None = None) -> DataFile:
         """Check a data file before anything is run on it.
@@ -61,8 +115,16 @@ class OpenAdapter:
         Returns:
             The file.
         """
-        known = None if form.template is None else RowFormat(form.template, form.pair_template)
-        return scan(path, self.labels, form=known, pairs=self.pairs, labels=labels, name=name, progress=self.progress)
+        return scan(
+            path,
+            self.labels,
+            layout=self.layout,
+            form=given_form(self.layout, form.template, form.pair_template),
+            pairs=self.pairs,
+            labels=labels,
+            name=name,
+            progress=self.progress,
+        )
 
     def complete(self, form: InputFormat, file: DataFile) -> InputFormat:
         """Fill in what was not given of an input format.
@@ -82,16 +144,17 @@ class OpenAdapter:
             pair_template=file.form.pair_template,
         )
 
-    def encoder(self, form: InputFormat) -> Encoder:
+    def encoder(self, form: InputFormat, layout: Layout | None = None) -> Encoder:
         """Return what makes batches of texts.
 
         Args:
             form: A complete format.
+            layout: What a row's texts are to each other; the readout's if None.
 
         Returns:
             The encoder.
         """
-        return make_encoder(self.model, self.tokenizer, form)
+        return make_encoder(self.model, self.tokenizer, form, layout or self.layout)
 
 
 def require_readable(*paths: Path | None) -> None:
@@ -137,17 +200,36 @@ def open_adapter(
     device = _device(source.device)
     adapter = local_or_hub(source.adapter)
     dtype = source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
-    model, tokenizer, names = load_adapter(adapter, source.base, source.revision, dtype)
+    model, tokenizer, names = load_adapter(
+        adapter, source.base, source.revision, dtype, quantization=source.quantization
+    )
     config: Any = getattr(model, "config", None)
+    kind = model_kind(model)
     classes = int(config.num_labels)
-    if label_names is None and names is not None and len(names) != classes:
+    if kind == "classifier" and label_names is None and names is not None and len(names) != classes:
         raise AdapterFileError(
             f"{len(names)} label names are saved with {source.adapter}, which has {classes} classes; give them to fit "
             "with --labels a,b,c."
         )
-    opened = OpenAdapter(model.to(device), tokenizer, label_names or names, classes, progress)
-    opened.labels  # noqa: B018 - refuses names that do not fit before any file is read
-    return opened
+    names = label_names or names
+    if kind == "classifier" and classes > 1:
+        LabelReader(classes, names)  # refuses names that do not fit before any file is read
+    placed = model if is_quantised(model) else model.to(device)  # a quantised base stays where it was loaded
+    return OpenAdapter(placed, tokenizer, names, classes, kind, progress)
+
+
+def model_kind(model: nn.Module) -> ModelKind:
+    """Say what kind a loaded model is of.
+
+    Args:
+        model: The PEFT model.
+
+    Returns:
+        Its kind.
+    """
+    if is_multiple_choice(model):
+        return "multiple_choice"
+    return "classifier" if is_classifier(model) else "language_model"
 
 
 def default_max_length(model: nn.Module, tokenizer: Any) -> int | None:
@@ -190,19 +272,21 @@ def checked_max_length(wanted: int | None, model: nn.Module, tokenizer: Any) -> 
     return wanted
 
 
-def make_encoder(model: nn.Module, tokenizer: Any, form: InputFormat) -> Encoder:
+def make_encoder(model: nn.Module, tokenizer: Any, form: InputFormat, layout: Layout) -> Encoder:
     """Return what makes batches of texts.
 
     Args:
         model: The model that the batches are for.
         tokenizer: Its tokenizer.
         form: A complete format.
+        layout: What a row's texts are to each other.
 
     Returns:
         The encoder.
     """
     embedded: Any = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module is typed, PEFT is not
-    return Encoder(tokenizer, form.max_length, form.padding_side or "right", embedded.weight.shape[0])
+    size, side = embedded.weight.shape[0], form.padding_side or "right"
+    return Encoder(tokenizer, form.max_length, side, size, layout, continues=not is_multiple_choice(model))
 
 
 def _positions(model: nn.Module) -> int | None:

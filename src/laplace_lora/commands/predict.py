@@ -6,20 +6,27 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import open_adapter, warn_of_cuts
+from laplace_lora.commands.inputs import OpenAdapter, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_file
-from laplace_lora.commands.records import records, require_probabilities
-from laplace_lora.commands.settings import AdapterSource, local_or_hub
+from laplace_lora.commands.prepared import open_posterior
+from laplace_lora.commands.records import real_records, records, require_numbers, text_records
+from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
+from laplace_lora.curvature import backward_passes
 from laplace_lora.data import open_rows
+from laplace_lora.data.collation import IGNORED
 from laplace_lora.errors import LaplaceLoRAError, OutputError
 from laplace_lora.laplace import LaplaceLoRA
+from laplace_lora.predictive import Predictive
+from laplace_lora.readouts import NextToken, Scalar
 
 STANDARD = "-"
 
@@ -61,18 +68,22 @@ def predict(config: PredictConfig, console: Console) -> int:
     if config.out != STANDARD:
         _check_output(config)
     with _readable(config.data) as (path, name):
-        next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
-        opened = open_adapter(config.source, progress=console.progress)
-        la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(config.posterior or config.source.adapter))
-        form = la.input_format
+        first = next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
+        opened, la = open_posterior(config.source, config.posterior, console)
+        readout, form = la.readout, la.input_format
+        if readout.name == "pairwise_reward" and first is not None and "chosen" not in first.fields:
+            # Single texts, whose rewards are wanted.
+            readout = opened.readout = Scalar()
+            form = dataclasses.replace(form, template=None, pair_template=None)
         data = opened.scan(path, form, "ignored", name)
+        opened.classes = max(opened.classes, data.most_choices) if readout.name == "option_scores" else opened.classes
         encoder = opened.encoder(opened.complete(form, data))
         if config.top_k is not None and config.top_k > opened.classes:
             raise LaplaceLoRAError(
                 f"--top-k {config.top_k} is more than the adapter's {opened.classes} classes; give a number from 2 to "
                 f"{opened.classes}."
             )
-        passes = (config.top_k or opened.classes) - 1
+        passes = backward_passes(la.config, readout, config.top_k or opened.classes)
         batches = encoder.batches(data, config.batch_size)
         console.say(
             "plan",
@@ -81,15 +92,15 @@ def predict(config: PredictConfig, console: Console) -> int:
             forward_passes=len(batches),
             backward_passes=len(batches) * passes,
         )
-        if config.top_k is None and opened.classes > MOST_CLASSES_EXACT_FISHER:
+        if config.top_k is None and passes > MOST_CLASSES_EXACT_FISHER:
             console.say("hint", f"--top-k 5 would take 4 backward passes per batch instead of {passes}")
         neglected = 0.0
         with _written(config.out) as out, out.open("w", encoding="utf-8") as file:
             for batch in tqdm(batches, desc="predict", unit="batch", disable=not console.progress):
-                predictive = la.predict(batch, config.top_k)
-                require_probabilities(predictive)
+                predictive = la.predict(batch, config.top_k, readout)
+                require_numbers(predictive)
                 neglected += float(predictive.neglected_mass.sum())
-                for record in records(predictive, form.label_names, config.top_k is not None):
+                for record in _records(predictive, opened, la, batch, config.top_k is not None):
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
     if config.top_k is not None:
         mean = neglected / len(data)
@@ -102,6 +113,17 @@ def predict(config: PredictConfig, console: Console) -> int:
     if config.out != STANDARD:
         console.say("saved", f"{len(data)} predictions in {config.out}", out=config.out, examples=len(data))
     return len(data)
+
+
+def _records(
+    predictive: Predictive, opened: OpenAdapter, la: LaplaceLoRA, batch: Mapping[str, Tensor], partial: bool
+) -> Iterator[dict[str, Any]]:
+    readout = opened.readout
+    if isinstance(readout, Scalar):
+        return real_records(predictive, la.noise_variance)
+    if isinstance(readout, NextToken):
+        return text_records(predictive, (batch["labels"] != IGNORED).sum(dim=1))
+    return records(predictive, opened, partial)
 
 
 def _check_output(config: PredictConfig) -> None:

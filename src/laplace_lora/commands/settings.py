@@ -15,6 +15,7 @@ class AdapterSource:
         base: Folder or hub id of its base model; from adapter_config.json if None.
         revision: Revision of the base on the hub; from adapter_config.json if None.
         dtype: dtype of the base: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        quantization: How to quantise the base as it is loaded: ``nf4``, ``int8``, ``torchao-int8``, or None.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
     """
 
@@ -23,6 +24,7 @@ class AdapterSource:
     revision: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    quantization: str | None = None
 
 
 def local_or_hub(source: str) -> str | Path:

@@ -6,28 +6,38 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from laplace_lora.adapters import unfilled_keys
+from laplace_lora.adapters import FACTORIES, ModelKind, unfilled_keys
+from laplace_lora.adapters.quantised import quantization_config
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
+from laplace_lora.commands.readout_choice import (
+    Answered,
+    ReadoutWish,
+    given_form,
+    label_reader,
+    readout_layout,
+    readout_name,
+    settle,
+)
 from laplace_lora.commands.settings import plain
-from laplace_lora.data import DataFile, Encoder, LabelReader, RowFormat, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, open_rows, scan
+from laplace_lora.data.collation import collate
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError, first_line
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
 from laplace_lora.quiet import quiet_transformers
 from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
-
-#: Most classes that are counted where no names are given.
-MOST_CLASSES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +54,8 @@ class TrainConfig:
         max_length: Most tokens per input; the model's limit if None.
         revision: Revision of the base on the hub.
         training: Settings of adapter and optimizer.
+        readout: How answers are read from the model, which is what is trained.
+        quantization: How to quantise the base as it is loaded; None for not at all.
     """
 
     model: str
@@ -55,6 +67,8 @@ class TrainConfig:
     max_length: int | None = None
     revision: str | None = None
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
+    quantization: str | None = None
 
 
 def train(config: TrainConfig, console: Console) -> peft.PeftModel:
@@ -76,13 +90,17 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     if config.out.exists() and any(config.out.iterdir()):
         raise OutputError(f"{config.out} is not empty; give a new folder with --out.")
     tokenizer = _load(AutoTokenizer, config)
-    data, validation, labels = _scan(config, tokenizer, console.progress)
+    kind = _kind(config)
+    data, validation, settled = _scan(config, kind, tokenizer, console.progress)
     set_seed(config.training.seed)
-    base, fresh = _load_base(config, labels)
-    model = add_adapter(base, config.training, fresh)
+    base, fresh = _load_base(config, kind, settled)
+    model = add_adapter(
+        base, config.training, fresh, {"classifier": "SEQ_CLS", "language_model": "CAUSAL_LM"}.get(kind)
+    )
+    settled.readout.check_model(model)
     set_padding(model, tokenizer)
     form = InputFormat(
-        label_names=labels.names,
+        label_names=settled.names,
         template=data.form.template,
         max_length=checked_max_length(config.max_length, model, tokenizer),
         padding_side="right",  # exact for encoders and causal models alike, position embeddings included
@@ -92,13 +110,14 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     trained, total = model.get_nb_trainable_parameters()
     console.say(
         "plan",
-        f"train: {len(data)} examples, {labels.classes} classes, at most {config.training.epochs} epochs; "
+        f"train: {len(data)} examples, {_outputs(settled)}, at most {config.training.epochs} epochs; "
         f"{trained:,} of {total:,} weights",
         examples=len(data),
-        classes=labels.classes,
+        classes=settled.classes,
+        readout=settled.readout.name,
     )
     tokenizer.padding_side = form.padding_side
-    encoder = make_encoder(model, tokenizer, form)
+    encoder = make_encoder(model, tokenizer, form, data.layout)
     rows = _tokenise(data, encoder, console.progress)
     held_out = None if validation is None else _tokenise(validation, encoder, console.progress)
     warn_of_cuts(encoder, console)
@@ -110,6 +129,8 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
                 rows,
                 held_out,
                 config.training,
+                readout=settled.readout,
+                collator=partial(collate, padding=tokenizer.pad_token_id, side="right"),
                 checkpoints=folder / "checkpoints",
                 progress=console.progress,
             )
@@ -117,9 +138,11 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
         document = {
             "library_version": importlib.metadata.version("laplace-lora"),
             "input_format": dataclasses.asdict(form),
+            "readout": {"name": settled.readout.name, "settings": settled.readout.settings()},
             "settings": plain(config),
         }
-        model.save_pretrained(str(folder))
+        # PEFT would write the frozen output embeddings beside an adapter on them.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
         # Every checkpoint is an adapter that fit can take by itself.
         for place in (folder, *(folder / "checkpoints").iterdir()):
             tokenizer.save_pretrained(place)
@@ -128,14 +151,45 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     return model
 
 
-def _scan(config: TrainConfig, tokenizer: Any, progress: bool) -> tuple[DataFile, DataFile | None, LabelReader]:
-    if config.label_names is not None and len(config.label_names) < 2:
-        raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
-    form = None if config.template is None else RowFormat(config.template)
-    pairs = tokenizer.sep_token is not None
+def _kind(config: TrainConfig) -> ModelKind:
+    """Choose the kind of model by the readout and the data, and by whether the base reads from left to right."""
+    if config.readout.name in ("answers", "next-token"):
+        return "language_model"
+    if config.readout.name == "options":
+        causal = _load(AutoConfig, config).model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return "language_model" if causal else "multiple_choice"
+    first = next(open_rows(config.data), None)
+    texts = config.readout.name is None and first is not None and {"prompt", "completion"} <= set(first.fields)
+    return "language_model" if texts else "classifier"
+
+
+def _scan(
+    config: TrainConfig, kind: ModelKind, tokenizer: Any, progress: bool
+) -> tuple[DataFile, DataFile | None, Answered]:
     names = config.label_names
-    labels = LabelReader(MOST_CLASSES if names is None else len(names), names)
-    data = scan(config.data, labels, form=form, pairs=pairs, progress=progress)
+    if names is not None and len(names) < 2:
+        raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
+    name = readout_name(config.readout, kind, None, config.data)
+    layout = readout_layout(name, kind)
+    form = given_form(layout, config.template, None)
+    pairs = tokenizer.sep_token is not None
+    reader = label_reader(layout, name, None, names)
+    file = scan(config.data, reader, layout=layout, form=form, pairs=pairs, progress=progress)
+    settled = settle(name, config.readout, file, tokenizer, names)
+    if name == "class_logits":
+        settled = _counted(config, settled)
+    data, validation = settled.file, None
+    if config.validation is not None:
+        assert data.labels is not None
+        validation = scan(config.validation, data.labels, layout=layout, form=data.form, pairs=pairs, progress=progress)
+    return data, validation, settled
+
+
+def _counted(config: TrainConfig, settled: Answered) -> Answered:
+    """Count the classes where no names are given, and refuse classes without rows."""
+    data, names = settled.file, config.label_names
+    labels = data.labels
+    assert isinstance(labels, LabelReader)
     if names is None:
         classes = 1 + max(index for index, count in enumerate(data.label_counts) if count)
         labels = LabelReader(classes)
@@ -146,35 +200,56 @@ def _scan(config: TrainConfig, tokenizer: Any, progress: bool) -> tuple[DataFile
             f"{config.data} has no row of class {', '.join(absent[:5]) or '1'}; number the classes from 0 without "
             "gaps, or name all of them with --labels."
         )
-    validation = None
-    if config.validation is not None:
-        validation = scan(config.validation, labels, form=data.form, pairs=pairs, progress=progress)
-    return data, validation, labels
+    return dataclasses.replace(settled, names=labels.names, classes=labels.classes, file=data)
 
 
-def _load_base(config: TrainConfig, labels: LabelReader) -> tuple[Any, list[str]]:
+def _outputs(settled: Answered) -> str:
+    name = settled.readout.name
+    if name in ("class_logits", "answer_tokens"):
+        return f"{settled.classes} classes"
+    return {
+        "option_scores": f"up to {settled.classes} options",
+        "scalar": "one real output",
+        "pairwise_reward": "pairs",
+        "next_token": "completions",
+    }[name]
+
+
+def _load_base(config: TrainConfig, kind: ModelKind, settled: Answered) -> tuple[Any, list[str]]:
     """Load the base with a new head; return it, and the other layers that the checkpoint has no weights for."""
+    options: dict[str, Any] = {}
+    outputs = 1 if settled.readout.name in ("scalar", "pairwise_reward") else settled.classes
+    if kind == "classifier":
+        options["num_labels"] = outputs
+    if config.quantization is not None:
+        options["quantization_config"] = quantization_config(
+            config.quantization, torch.float32, _load(AutoConfig, config), ("score", "classifier")
+        )
     with quiet_transformers():
         base, found = _load(
-            AutoModelForSequenceClassification,
+            FACTORIES[kind],
             config,
-            num_labels=labels.classes,
             dtype=torch.float32,  # AdamW's steps are lost in the rounding of anything shorter
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **options,
         )
-    # The names of the base's own classes, if it has some, are not this task's.
-    base.config.id2label = dict(enumerate(labels.names or (f"LABEL_{index}" for index in range(labels.classes))))
-    base.config.label2id = {name: index for index, name in base.config.id2label.items()}
+    if kind == "classifier" and outputs > 1:
+        # The names of the base's own classes, if it has some, are not this task's.
+        base.config.id2label = dict(enumerate(settled.names or (f"LABEL_{index}" for index in range(outputs))))
+        base.config.label2id = {name: index for index, name in base.config.id2label.items()}
     layers = {key.rpartition(".")[0] for key in unfilled_keys(found)}
-    # PEFT trains and saves these two by itself.
-    fresh = sorted(name for name in layers if name.partition(".")[0] not in ("classifier", "score"))
+    # PEFT trains and saves a classifier's two by itself.
+    own = ("classifier", "score") if kind == "classifier" else ()
+    fresh = sorted(name for name in layers if name.partition(".")[0] not in own)
     wrong = [name for name in fresh if type(base.get_submodule(name)) is not torch.nn.Linear]
     if wrong:
         raise AdapterFileError(
             f"the base model {config.model} has no weights for {', '.join(wrong[:3])}, which cannot be trained beside "
             "an adapter; give --model a pretrained model."
         )
+    if kind == "multiple_choice" and "classifier" not in fresh and hasattr(base, "classifier"):
+        fresh.append("classifier")  # a head that was trained on another task
     return base, fresh
 
 
@@ -194,13 +269,10 @@ def _name_base(model: peft.PeftModel, name: str) -> None:
         model.peft_config["default"].base_model_name_or_path = str(Path(name).resolve())
 
 
-def _tokenise(file: DataFile, encoder: Encoder, progress: bool) -> list[dict[str, Any]]:
+def _tokenise(file: DataFile, encoder: Encoder, progress: bool) -> list[dict[str, torch.Tensor]]:
     """Read all rows, one by one: the collator pads them."""
-    rows = []
-    for example in tqdm(file, desc="tokenise", unit="row", delay=1.0, disable=not progress):
-        batch = encoder.encode([example], file.name)
-        rows.append({key: value[0].tolist() for key, value in batch.items()})
-    return rows
+    rows = tqdm(file, desc="tokenise", unit="row", delay=1.0, disable=not progress)
+    return [encoder.encode([example], file.name) for example in rows]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from laplace_lora.curvature.base import Curvature, require_finite_statistics
 from laplace_lora.curvature.diagonal import DiagonalCurvature
-from laplace_lora.curvature.fitting import FitResult, fit_curvature
+from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
 from laplace_lora.curvature.kronecker import KroneckerCurvature
 from laplace_lora.curvature.rows import RowCurvature
@@ -16,8 +16,10 @@ __all__ = [
     "RowCurvature",
     "TrainCheck",
     "TrainCheckExamples",
+    "backward_passes",
     "digest_numbers",
     "fit_curvature",
+    "head_only",
     "input_digests",
     "require_finite_statistics",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import UnsupportedInputError
-from laplace_lora.jacobians import SiteGradient
+from laplace_lora.jacobians import MatrixGradient
 from laplace_lora.matrices import MatrixShape
 
 
@@ -39,7 +39,7 @@ class Curvature(abc.ABC):
         """
 
     @abc.abstractmethod
-    def update(self, gradient: SiteGradient, weights: Tensor) -> None:
+    def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """Add one row of every example of a batch at one weight matrix.
 
         Args:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature, add_sums
-from laplace_lora.jacobians import SiteGradient
+from laplace_lora.jacobians import MatrixGradient
 from laplace_lora.matrices import MatrixShape
 
 
@@ -19,7 +19,7 @@ class DiagonalCurvature(Curvature):
         super().__init__(shapes, config)
         self.squares: list[Tensor | None] = [None] * len(self.shapes)
 
-    def update(self, gradient: SiteGradient, weights: Tensor) -> None:
+    def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`."""
         jacobian = gradient.jacobian()
         self.dtype = jacobian.dtype

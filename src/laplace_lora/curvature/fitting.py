@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,18 @@ from tqdm import tqdm
 from laplace_lora.adapters import Site
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature
-from laplace_lora.curvature.hashing import digest_numbers, example_uniform, input_digests
+from laplace_lora.curvature.hashing import (
+    digest_numbers,
+    example_digests,
+    input_digests,
+    joined_digests,
+    uniform_numbers,
+)
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
-from laplace_lora.finite import require_finite
-from laplace_lora.jacobians import HeadPass, JacobianPass, SiteGradient, jacobian_pass, statistics_dtype
+from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass, statistics_dtype
 from laplace_lora.likelihoods import Likelihood
-from laplace_lora.readouts import Readout, split_labels
+from laplace_lora.readouts import Draw, ModelRows, Reading, Readout, split_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,7 @@ class FitResult:
         accuracy: Share of training examples that the trained adapter gets right, or None without labels
             or classes.
         inputs: (N,) int64 numbers that the examples' inputs are known by again, in ascending order.
+        targets: Number of labelled tokens, where the likelihood is that of tokens; then ``accuracy`` is theirs.
     """
 
     examples: int
@@ -39,22 +44,23 @@ class FitResult:
     log_likelihood: float | None
     accuracy: float | None
     inputs: Tensor
+    targets: int | None = None
 
     @property
     def nll(self) -> float | None:
         """Mean negative log-likelihood of the trained adapter on these examples, in nats, or None without labels."""
         return None if self.log_likelihood is None else -self.log_likelihood / self.examples
 
-    def seen(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Say which inputs of a batch were among the training examples.
+    def seen(self, rows: ModelRows) -> Tensor:
+        """Say which examples of a batch were among the training examples.
 
         Args:
-            batch: Model inputs, without labels.
+            rows: The batch as the model sees it.
 
         Returns:
             (B,) bool.
         """
-        return torch.isin(digest_numbers(input_digests(batch)), self.inputs)
+        return torch.isin(digest_numbers(_digests(rows)), self.inputs)
 
 
 class _Tally:
@@ -66,16 +72,35 @@ class _Tally:
         self.labelled = 0
         self.log_likelihood = 0.0
         self.correct = 0
+        self.targets = 0
 
-    def add(self, logits: Tensor, labels: Tensor | None) -> None:
+    def add(self, reading: Reading, labels: Tensor | None) -> None:
+        logits = reading.logits
         self.examples += len(logits)
-        if labels is not None:
+        if reading.log_likelihood is not None:
+            self.labelled += len(logits)
+            self.log_likelihood += float(reading.log_likelihood.sum())
+            self.correct += reading.correct or 0
+            self.targets += reading.targets or 0
+        elif labels is not None:
             self.labelled += len(logits)
             self.log_likelihood += float(self.likelihood.log_likelihood(logits, labels).sum())
             if self.likelihood.shift_invariant:
                 self.correct += int((logits.argmax(dim=-1) == labels).sum())
         if self.labelled not in (0, self.examples):
             raise UnsupportedInputError("some batches have labels and some have none; give labels with all or none.")
+
+    def result(self, classes: int, inputs: Tensor) -> FitResult:
+        labelled = self.labelled > 0
+        counted = self.targets or (self.examples if labelled and self.likelihood.shift_invariant else 0)
+        return FitResult(
+            examples=self.examples,
+            classes=classes,
+            log_likelihood=self.log_likelihood if labelled else None,
+            accuracy=self.correct / counted if counted else None,
+            inputs=inputs,
+            targets=self.targets or None,
+        )
 
 
 def fit_curvature(
@@ -107,45 +132,72 @@ def fit_curvature(
     device = next(model.parameters()).device
     tally = _Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
-    classes, side = 0, None
+    classes, width, side = 0, 0, None
     numbers: list[Tensor] = []
-    last_layer = config.structure == "last_layer"
-    with jacobian_pass(model, sites, lambda b: readout.logits(model, b), last_layer=last_layer) as runner:
+    with jacobian_pass(model, sites, readout, head_only=head_only(config, readout)) as runner:
         for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
-            inputs, labels = split_labels(batch, device)
-            logits = runner.forward(inputs)
-            require_finite(logits, model, partial(readout.logits, model, inputs))
+            inputs, given = split_labels(batch, device)
+            rows = readout.rows(inputs, given)
+            labels = readout.labels(rows, given)
+            reading = runner.forward(rows, _draw(config, readout, rows))
+            logits = reading.logits
+            classes = max(classes, logits.shape[-1])
             if tally.examples == 0:
-                classes = _check_classes(logits, config)
+                width = logits.shape[-1]
+                _check_classes(logits, config, readout)
                 curvature.dtype = statistics_dtype(logits.dtype)
-                curvature.check_memory(_rows_per_example(logits, config, likelihood), _total_examples(loader, logits))
-            tally.add(logits, labels)
-            side = side or _padding_side(inputs)
-            directions, weights = _rows(config, likelihood, logits, inputs)
-            digests = input_digests(inputs)
+                each = _rows_per_example(logits, config, readout, likelihood)
+                curvature.check_memory(each, _total_examples(loader, logits))
+            tally.add(reading, labels)
+            side = side or _padding_side(rows.inputs)
+            directions, weights = _directions(config, readout, likelihood, logits, labels, rows)
+            digests = _digests(rows)
             numbers.append(digest_numbers(digests))
-            keep = labels is not None and likelihood.shift_invariant
+            keep = labels is not None and likelihood.shift_invariant and logits.shape[-1] == width
             if keep:
                 assert labels is not None
                 check.begin(digests, logits, labels, directions)
             _fold_batch(runner, directions, weights, curvature, check if keep else None)
     if tally.examples == 0:
         raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
-    labelled = tally.labelled > 0
-    result = FitResult(
-        examples=tally.examples,
-        classes=classes,
-        log_likelihood=tally.log_likelihood if labelled else None,
-        accuracy=tally.correct / tally.examples if labelled and likelihood.shift_invariant else None,
-        inputs=torch.cat(numbers).sort().values,
-    )
-    return result, check.finalise(tally.examples), side
+    return tally.result(classes, torch.cat(numbers).sort().values), check.finalise(tally.examples), side
+
+
+def head_only(config: LaplaceConfig, readout: Readout) -> bool:
+    """Say whether the posterior is that of a classification head, whose Jacobian takes no backward pass.
+
+    Args:
+        config: Settings.
+        readout: How logits are read.
+
+    Returns:
+        Whether it is.
+    """
+    return config.structure == "last_layer" and readout.reads_head
+
+
+def backward_passes(config: LaplaceConfig, readout: Readout, classes: int) -> int:
+    """Count the backward passes of one batch for all contrasts of its outputs.
+
+    Args:
+        config: Settings.
+        readout: How logits are read.
+        classes: K.
+
+    Returns:
+        K-1; 1 where every option has a row of its own or there is one output; 0 for a classification head alone.
+    """
+    if head_only(config, readout):
+        return 0
+    if readout.separate or readout.likelihood in ("gaussian", "tokens"):
+        return 1
+    return classes if config.likelihood == "gaussian" else classes - 1
 
 
 def _fold_batch(
     runner: JacobianPass | HeadPass, directions: Tensor, weights: Tensor, curvature: Curvature, check: TrainCheck | None
 ) -> None:
-    def receive(gradient: SiteGradient) -> None:
+    def receive(gradient: MatrixGradient) -> None:
         curvature.update(gradient, weights[:, gradient.row])
         if check is not None:
             check.update(gradient)
@@ -153,35 +205,83 @@ def _fold_batch(
     runner.rows(directions, receive)
 
 
-def _rows(
-    config: LaplaceConfig, likelihood: Likelihood, logits: Tensor, inputs: Mapping[str, Tensor]
+def _draw(config: LaplaceConfig, readout: Readout, rows: ModelRows) -> Draw | None:
+    """Return the random numbers from which a readout that is a likelihood of its own samples labels."""
+    if readout.likelihood != "tokens" or config.fisher_for(1, readout.name) == "empirical":
+        return None
+    digests = example_digests(rows.inputs, config.seed)
+
+    def draw(count: int) -> Tensor:
+        return uniform_numbers(digests, count)
+
+    return draw
+
+
+def _digests(rows: ModelRows) -> list[bytes]:
+    places = rows.places
+    place = None if places is None else places.place
+    return joined_digests(input_digests(rows.inputs), place, rows.examples, 1 if places is None else places.options)
+
+
+def _directions(
+    config: LaplaceConfig,
+    readout: Readout,
+    likelihood: Likelihood,
+    logits: Tensor,
+    labels: Tensor | None,
+    rows: ModelRows,
 ) -> tuple[Tensor, Tensor]:
-    fisher = config.fisher_for(logits.shape[-1])
-    if fisher == "exact":
+    fisher = config.fisher_for(logits.shape[-1], readout.name)
+    if fisher == "exact" or readout.likelihood == "tokens":
         return likelihood.root(logits)
-    uniform = example_uniform(inputs, config.seed, logits.shape[-1]).to(logits.device)
-    return likelihood.one_pass(logits, fisher, uniform)
+    if fisher == "empirical":
+        if labels is None:
+            raise UnsupportedInputError("fisher='empirical' is made of the data's labels; give labelled batches.")
+        return likelihood.empirical(logits, labels)
+    digests = example_digests(rows.inputs, config.seed)
+    if rows.places is not None:
+        digests = joined_digests(digests, rows.places.place, rows.examples, rows.places.options)
+    return likelihood.one_pass(logits, fisher, uniform_numbers(digests, logits.shape[-1]).to(logits.device))
 
 
-def _rows_per_example(logits: Tensor, config: LaplaceConfig, likelihood: Likelihood) -> int:
+def _rows_per_example(logits: Tensor, config: LaplaceConfig, readout: Readout, likelihood: Likelihood) -> int:
     classes = logits.shape[-1]
-    return likelihood.contrasts(classes).shape[-1] if config.fisher_for(classes) == "exact" else 1
+    exact = config.fisher_for(classes, readout.name) == "exact"
+    return likelihood.contrasts(classes).shape[-1] if exact else 1
 
 
-def _check_classes(logits: Tensor, config: LaplaceConfig) -> int:
+def _check_classes(logits: Tensor, config: LaplaceConfig, readout: Readout) -> None:
     classes = logits.shape[-1]
-    categorical = config.likelihood == "categorical"
+    fisher = config.fisher_for(classes, readout.name)
+    if readout.likelihood == "tokens":
+        if fisher not in ("mc", "empirical"):
+            raise LaplaceLoRAError(
+                f"fisher={config.fisher!r} would take a backward pass for every token of the vocabulary; use "
+                "fisher='mc' or 'empirical' with NextToken."
+            )
+        if config.structure == "exact":
+            raise LaplaceLoRAError(
+                f"structure='exact' with fisher={fisher!r} would not be exact: one random row per text is unbiased for "
+                "the GGN, not for its inverse; use structure='kron' or 'diag' with NextToken."
+            )
+        return
+    categorical = config.likelihood == "categorical" and readout.likelihood != "gaussian"
     if categorical and classes < 2:
         raise UnsupportedInputError(
             "the model has one logit, and a softmax over one class is constant; use a head with at least two classes, "
             "or likelihood='gaussian'."
         )
-    if config.structure == "exact" and config.fisher_for(classes) != "exact" and classes > (2 if categorical else 1):
+    if config.structure == "exact" and fisher == "empirical":
+        raise LaplaceLoRAError(
+            "structure='exact' with fisher='empirical' would not be the GGN; use fisher='exact' or structure='kron'."
+        )
+    # With two classes or one real output a random sign leaves the row as it is; a sampled label does not.
+    exact = fisher == "exact" or (fisher == "rademacher" and classes <= (2 if categorical else 1))
+    if config.structure == "exact" and not exact:
         raise LaplaceLoRAError(
             f"structure='exact' with fisher={config.fisher!r} and {classes} classes would not be exact: one random row "
             "per example is unbiased for the GGN, not for its inverse; use fisher='exact' or structure='kron'."
         )
-    return classes
 
 
 def _total_examples(loader: Any, logits: Tensor) -> int | None:

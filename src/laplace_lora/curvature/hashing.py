@@ -37,20 +37,17 @@ def example_digests(batch: Mapping[str, Tensor], seed: int) -> list[bytes]:
     ]
 
 
-def example_uniform(batch: Mapping[str, Tensor], seed: int, count: int) -> Tensor:
-    """Draw numbers for every example from the digest of its real tokens.
+def uniform_numbers(digests: Sequence[bytes], count: int) -> Tensor:
+    """Draw numbers for every example from its digest.
 
     Args:
-        batch: Model inputs with ``input_ids``.
-        seed: Changes all numbers.
+        digests: One per example, from :func:`example_digests`.
         count: Numbers per example.
 
     Returns:
-        (B, count) float64 in [0, 1).
+        (B, count) float64 in [0, 1); the first ones do not depend on ``count``.
     """
-    rows = [
-        np.random.default_rng(int.from_bytes(digest, "little")).random(count) for digest in example_digests(batch, seed)
-    ]
+    rows = [np.random.default_rng(int.from_bytes(digest, "little")).random(count) for digest in digests]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -76,6 +73,29 @@ def input_digests(batch: Mapping[str, Tensor]) -> list[bytes]:
                 row = row[mask[position]]
             digests[position].update(row.contiguous().numpy().tobytes())
     return [digest.digest() for digest in digests]
+
+
+def joined_digests(digests: Sequence[bytes], place: Tensor | None, examples: int, options: int) -> list[bytes]:
+    """Digest examples that consist of several rows.
+
+    Args:
+        digests: One per row.
+        place: (R,) positions of the rows among the examples' options; None where rows are examples.
+        examples: Number of examples.
+        options: Most options of an example.
+
+    Returns:
+        One digest per example, of its options in order.
+    """
+    if place is None:
+        return list(digests)
+    order = dict(zip(place.tolist(), digests, strict=True))
+    return [
+        hashlib.blake2b(
+            b"".join(order[n * options + k] for k in range(options) if n * options + k in order), digest_size=32
+        ).digest()
+        for n in range(examples)
+    ]
 
 
 def digest_numbers(digests: Sequence[bytes]) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature, add_product, add_sums
-from laplace_lora.jacobians import SiteGradient
+from laplace_lora.errors import MemoryLimitError
+from laplace_lora.jacobians import MatrixGradient
 from laplace_lora.matrices import MatrixShape
 
 
@@ -35,7 +36,23 @@ class KroneckerCurvature(Curvature):
         # What R is divided by in expand: tokens (or pooled rows) that entered it.
         self.inputs_seen = [0.0] * len(self.shapes)
 
-    def update(self, gradient: SiteGradient, weights: Tensor) -> None:
+    def check_memory(self, rows_per_example: int, examples: int | None) -> None:
+        """See :meth:`Curvature.check_memory`.
+
+        Raises:
+            MemoryLimitError: One factor alone would exceed ``memory_limit_bytes``, as those of a vocabulary do.
+        """
+        for shape in self.shapes:
+            side = max(shape.out_features, shape.in_features)
+            if 8 * side**2 > self.config.memory_limit_bytes:
+                raise MemoryLimitError(
+                    f"structure='kron' needs {8 * side**2} bytes for a factor of {shape.name}, {side} wide; the limit "
+                    "is "
+                    f"{self.config.memory_limit_bytes}. Use structure='diag', retrain without that module, or raise "
+                    "LaplaceConfig(memory_limit_bytes=...)."
+                )
+
+    def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`."""
         index = gradient.index
         if self.config.kfac == "fitted":
@@ -52,12 +69,12 @@ class KroneckerCurvature(Curvature):
         self.dtype = x.dtype
         g = g * weights.to(g)[:, None, None]
         if self.config.kfac == "reduce":
-            x, g = _mean_over_tokens(x, gradient.mask), g.sum(dim=1)
+            x, g = _mean_over_tokens(x, gradient.token_mask), g.sum(dim=1)
         g, inputs = g.flatten(end_dim=-2), x.flatten(end_dim=-2)
         self.left[index] = add_product(self.left[index], g, g)
         if gradient.row == 0:
             self.right[index] = add_product(self.right[index], inputs, inputs)
-            masked = gradient.mask if self.config.kfac == "expand" else None
+            masked = gradient.token_mask if self.config.kfac == "expand" else None
             self.inputs_seen[index] += inputs.shape[0] if masked is None else float(masked.sum())
 
     def merge(self, other: Curvature) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature
 from laplace_lora.errors import MemoryLimitError
-from laplace_lora.jacobians import SiteGradient
+from laplace_lora.jacobians import MatrixGradient
 from laplace_lora.matrices import Groups, MatrixShape
 
 
@@ -30,7 +30,7 @@ class RowCurvature(Curvature):
         if examples is not None:
             self._refuse_above(rows_per_example * examples)
 
-    def update(self, gradient: SiteGradient, weights: Tensor) -> None:
+    def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`.
 
         Raises:

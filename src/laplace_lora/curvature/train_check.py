@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from laplace_lora.jacobians import SiteGradient
+from laplace_lora.jacobians import MatrixGradient
 
 # Enough to see an NLL rise by a tenth of a nat, and few enough to cost less than a hundredth of the fit.
 MOST_EXAMPLES = 40
@@ -87,7 +87,7 @@ class TrainCheck:
                 logits[position].double().cpu(), labels[position].cpu(), directions[position].double().cpu(), {}
             )
 
-    def update(self, gradient: SiteGradient) -> None:
+    def update(self, gradient: MatrixGradient) -> None:
         """Keep the chosen examples' Jacobians of one row at one weight matrix.
 
         Args:
@@ -95,14 +95,7 @@ class TrainCheck:
         """
         if not self._batch:
             return
-        positions = torch.tensor(list(self._batch), device=gradient.inputs.device)
-        chosen = dataclasses.replace(
-            gradient,
-            inputs=gradient.inputs[positions],
-            gradient=gradient.gradient[positions],
-            mask=None if gradient.mask is None else gradient.mask[positions],
-        )
-        jacobians = chosen.jacobian().cpu()
+        jacobians = gradient.select(torch.tensor(list(self._batch))).jacobian().cpu()
         for key, jacobian in zip(self._batch.values(), jacobians, strict=True):
             self._kept[key].jacobians[(gradient.index, gradient.row)] = jacobian
 

@@ -1,13 +1,15 @@
 """Texts to batches of token ids."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from laplace_lora.data.continuations import Continuation, continue_text, pad_tokens
+from laplace_lora.data.layouts import CLASSES, Layout
 from laplace_lora.data.scan import DataFile, Example
 from laplace_lora.errors import DataFileError, first_line, is_rust_panic
 
@@ -21,6 +23,8 @@ class Encoder:
         max_length: Most tokens of an input, special ones included; None for no limit.
         padding_side: ``left`` or ``right``.
         embeddings: Number of tokens that the model knows; not checked if None.
+        layout: What an example's texts are to each other.
+        continues: Whether choices continue the text, as a language model reads them; else the tokenizer joins the two.
         truncated: Inputs cut to ``max_length`` so far.
     """
 
@@ -28,6 +32,8 @@ class Encoder:
     max_length: int | None
     padding_side: str
     embeddings: int | None = None
+    layout: Layout = CLASSES
+    continues: bool = False
     truncated: int = 0
 
     def encode(self, examples: list[Example], name: str) -> dict[str, Tensor]:
@@ -38,47 +44,16 @@ class Encoder:
             name: What messages call their file.
 
         Returns:
-            (B, T) model inputs, and (B,) ``labels`` if the examples have them.
-
-        Raises:
-            DataFileError: A text has no tokens, or tokens that the model does not know.
+            (B, T) model inputs, (B, K, T) where examples have choices or are pairs; ``labels`` if the examples have
+            them; and, where choices continue a text, ``completion_mask`` and ``option_lengths``.
         """
-        where = f"{name}:{examples[0].line}" + (f" to {examples[-1].line}" if len(examples) > 1 else "")
-        pairs = [example.pair for example in examples]
-        try:
-            encoded = self.tokenizer(
-                [example.text for example in examples],
-                text_pair=pairs if pairs[0] is not None else None,
-                truncation=self.max_length is not None,
-                max_length=self.max_length,
-                padding=True,
-                padding_side=self.padding_side,
-                return_attention_mask=True,
-                return_tensors="pt",
-            )
-        except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
-            if not isinstance(error, Exception) and not is_rust_panic(error):
-                raise
-            raise DataFileError(
-                f"{where} cannot be made into tokens ({first_line(error)}); mend the rows, or the tokenizer beside "
-                "the adapter."
-            ) from None
-        for example, length in zip(examples, encoded["attention_mask"].sum(dim=1).tolist(), strict=True):
-            if length == 0:
-                raise DataFileError(f"{name}:{example.line} has no tokens in this vocabulary; remove the row.")
-        if self.max_length is not None and encoded["input_ids"].shape[1] > self.max_length:
-            raise DataFileError(
-                f"{where} cannot be cut to {self.max_length} tokens, which leave no room beside the special ones; give "
-                "a larger --max-length."
-            )
-        largest = int(encoded["input_ids"].max())
-        if self.embeddings is not None and largest >= self.embeddings:
-            raise DataFileError(
-                f"{where} holds token {largest}, and the model has {self.embeddings} embeddings; use the tokenizer "
-                "that the adapter was trained with, saved beside it."
-            )
-        self.truncated += sum(1 for one in encoded.encodings or () if one.overflowing)
-        batch = dict(encoded)
+        encode: dict[str, Callable[[list[Example], str], dict[str, Tensor]]] = {
+            "single": self._single,
+            "choices": self._continued_choices if self.continues else self._joined_choices,
+            "pair": self._pairs,
+            "continuation": self._completions,
+        }
+        batch = encode[self.layout.parts](examples, name)
         if examples[0].label is not None:
             batch["labels"] = torch.tensor([example.label for example in examples])
         return batch
@@ -94,6 +69,91 @@ class Encoder:
             An iterable with a length; every iteration reads the file anew.
         """
         return Batches(self, file, batch_size)
+
+    def _single(self, examples: list[Example], name: str) -> dict[str, Tensor]:
+        pairs = [example.pair for example in examples]
+        lines = [example.line for example in examples]
+        return self._tokens(
+            lines, [example.text for example in examples], pairs if pairs[0] is not None else None, name
+        )
+
+    def _joined_choices(self, examples: list[Example], name: str) -> dict[str, Tensor]:
+        lines = [example.line for example in examples for _ in example.choices]
+        texts = [example.text for example in examples for _ in example.choices]
+        seconds: list[str | None] = [choice for example in examples for choice in example.choices]
+        return _nested(self._tokens(lines, texts, seconds, name), [len(example.choices) for example in examples])
+
+    def _pairs(self, examples: list[Example], name: str) -> dict[str, Tensor]:
+        if examples[0].pair is None:  # single texts, whose rewards are wanted
+            return self._single(examples, name)
+        lines = [example.line for example in examples for _ in range(2)]
+        texts = [text for example in examples for text in (example.text, example.pair or "")]
+        return _nested(self._tokens(lines, texts, None, name), [2] * len(examples))
+
+    def _continued_choices(self, examples: list[Example], name: str) -> dict[str, Tensor]:
+        found = [self._continue(e.line, e.text, choice, name) for e in examples for choice in e.choices]
+        batch = pad_tokens(found, self.tokenizer.pad_token_id, self.padding_side)
+        batch["option_lengths"] = torch.tensor([[len(c.strip())] for e in examples for c in e.choices])
+        nested = _nested(batch, [len(example.choices) for example in examples])
+        return nested | {"option_lengths": nested["option_lengths"][..., 0]}
+
+    def _completions(self, examples: list[Example], name: str) -> dict[str, Tensor]:
+        end = self.tokenizer.eos_token_id
+        found = [self._continue(e.line, e.text, e.pair or "", name, end) for e in examples]
+        batch = pad_tokens(found, self.tokenizer.pad_token_id, self.padding_side)
+        counts = batch.pop("completion_mask").bool()
+        return batch | {"labels": batch["input_ids"].masked_fill(~counts, -100)}
+
+    def _continue(self, line: int, text: str, rest: str, name: str, end: int | None = None) -> Continuation:
+        try:
+            found = continue_text(self.tokenizer, text, rest, self.max_length, end)
+        except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
+            raise _untokenisable(error, f"{name}:{line}") from None
+        if found.refusal:
+            raise DataFileError(f"{name}:{line}: {found.refusal}")
+        self._require_known(max(found.tokens), f"{name}:{line}")
+        self.truncated += found.cut
+        return found
+
+    def _tokens(
+        self, lines: Sequence[int], texts: list[str], pairs: Sequence[str | None] | None, name: str
+    ) -> dict[str, Tensor]:
+        where = f"{name}:{lines[0]}" + (f" to {lines[-1]}" if lines[-1] > lines[0] else "")
+        side = self.tokenizer.truncation_side
+        try:
+            self.tokenizer.truncation_side = "left" if self.layout.keep_end else side
+            encoded = self.tokenizer(
+                texts,
+                text_pair=pairs,
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
+                padding=True,
+                padding_side=self.padding_side,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+        except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
+            raise _untokenisable(error, where) from None
+        finally:
+            self.tokenizer.truncation_side = side
+        for line, length in zip(lines, encoded["attention_mask"].sum(dim=1).tolist(), strict=True):
+            if length == 0:
+                raise DataFileError(f"{name}:{line} has no tokens in this vocabulary; remove the row.")
+        if self.max_length is not None and encoded["input_ids"].shape[1] > self.max_length:
+            raise DataFileError(
+                f"{where} cannot be cut to {self.max_length} tokens, which leave no room beside the special ones; give "
+                "a larger --max-length."
+            )
+        self._require_known(int(encoded["input_ids"].max()), where)
+        self.truncated += sum(1 for one in encoded.encodings or () if one.overflowing)
+        return dict(encoded)
+
+    def _require_known(self, largest: int, where: str) -> None:
+        if self.embeddings is not None and largest >= self.embeddings:
+            raise DataFileError(
+                f"{where} holds token {largest}, and the model has {self.embeddings} embeddings; use the tokenizer "
+                "that the adapter was trained with, saved beside it."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,3 +179,20 @@ class Batches:
         examples = iter(self.file)
         while batch := list(islice(examples, self.batch_size)):
             yield self.encoder.encode(batch, self.file.name)
+
+
+def _nested(batch: dict[str, Tensor], counts: Sequence[int]) -> dict[str, Tensor]:
+    """Turn rows into (examples, most rows of an example, ...), with zeros where an example has fewer."""
+    return {
+        key: torch.nn.utils.rnn.pad_sequence(list(value.split(list(counts))), batch_first=True)
+        for key, value in batch.items()
+    }
+
+
+def _untokenisable(error: BaseException, where: str) -> BaseException:
+    """Return our error for one of a tokenizer; anything else, such as Ctrl-C, as it is."""
+    if not isinstance(error, Exception) and not is_rust_panic(error):
+        return error
+    return DataFileError(
+        f"{where} cannot be made into tokens ({first_line(error)}); mend the rows, or the tokenizer beside the adapter."
+    )

@@ -1,6 +1,7 @@
 """A row's label as a class index. Names are mapped by a list that somebody gave, never by sorting."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from laplace_lora.data.files import Row, is_text
 from laplace_lora.errors import DataFileError, LaplaceLoRAError
 
 LABEL_FIELDS = ("label", "labels")
+_LARGEST = 1e30
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.0+)?")
 
 
@@ -107,6 +109,72 @@ class LabelReader:
                 "names as strings."
             )
         return value
+
+
+@dataclasses.dataclass(frozen=True)
+class RealReader:
+    """Reads targets that are real numbers."""
+
+    classes: int = 1
+    names: None = None
+
+    def shown_names(self) -> tuple[str, ...]:
+        """Return no names.
+
+        Returns:
+            Nothing.
+        """
+        return ()
+
+    def read(self, row: Row, name: str) -> float | None:
+        """Read a row's target.
+
+        Args:
+            row: The row.
+            name: What messages call its file.
+
+        Returns:
+            The number, or None if the row has none.
+
+        Raises:
+            DataFileError: It is no finite number.
+        """
+        value = next((row.fields[field] for field in LABEL_FIELDS if field in row.fields), None)
+        if value is None or value == "":
+            return None
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not abs(number) < _LARGEST:
+            raise DataFileError(
+                f"{name}:{row.line}: the label {str(value)[:40]!r} is no finite number, which this adapter predicts; "
+                "write a number."
+            )
+        return number
+
+
+class NoLabels:
+    """Reads no labels: the texts say it all."""
+
+    classes = 2
+    names = None
+
+    def shown_names(self) -> tuple[str, ...]:
+        """Return what the two texts of a pair are.
+
+        Returns:
+            Two names.
+        """
+        return ("chosen", "rejected")
+
+    def read(self, row: Row, name: str) -> None:
+        """Read nothing.
+
+        Args:
+            row: Not used.
+            name: Not used.
+        """
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -7,12 +7,14 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from laplace_lora.data.files import open_rows
-from laplace_lora.data.labels import LabelReader
-from laplace_lora.data.templates import RowFormat, row_format
+from laplace_lora.data.files import Row, open_rows
+from laplace_lora.data.labels import LabelReader, NoLabels, RealReader
+from laplace_lora.data.layouts import CLASSES, Layout
+from laplace_lora.data.templates import RowFormat
 from laplace_lora.errors import DataFileError
 
 Labels = Literal["required", "optional", "ignored"]
+Reader = LabelReader | RealReader | NoLabels
 
 
 class Example(NamedTuple):
@@ -22,13 +24,23 @@ class Example(NamedTuple):
         line: Line in its file.
         text: The text.
         pair: The second text, or None.
-        label: Class index, or None.
+        label: Class index, target, or None.
+        choices: The second texts, where there are several.
+        listed: Number of choices of the row.
     """
 
     line: int
     text: str
     pair: str | None
-    label: int | None
+    label: float | None
+    choices: tuple[str, ...] = ()
+    listed: int = 0
+
+    @property
+    def shown(self) -> str:
+        """All of the row's texts, for people."""
+        more = self.choices or (() if self.pair is None else (self.pair,))
+        return "\n".join((self.text, *more))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,28 +53,29 @@ class DataFile:
         form: How its rows become text.
         labels: Reads its labels; None where they are ignored.
         count: Number of rows.
-        label_counts: Rows of every class; all 0 without labels.
+        label_counts: Rows of every class; all 0 without labels, empty where labels are no classes.
+        layout: What a row's texts are to each other.
+        labelled: Whether the rows have labels, or need none.
+        most_choices: Choices of the row that has most.
     """
 
     path: Path
     name: str
     form: RowFormat
-    labels: LabelReader | None
+    labels: Reader | None
     count: int
     label_counts: tuple[int, ...]
+    layout: Layout = CLASSES
+    labelled: bool = False
+    most_choices: int = 0
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the rows in order."""
-        return _examples(self.path, self.name, self.form, self.labels)
+        return _examples(self.path, self.name, self.form, self.labels, self.layout)
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self.count
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the rows have labels."""
-        return sum(self.label_counts) > 0
 
     @property
     def majority(self) -> float:
@@ -72,8 +85,9 @@ class DataFile:
 
 def scan(
     path: Path,
-    reader: LabelReader,
+    reader: Reader,
     *,
+    layout: Layout = CLASSES,
     form: RowFormat | None = None,
     pairs: bool = True,
     labels: Labels = "required",
@@ -85,6 +99,7 @@ def scan(
     Args:
         path: The file.
         reader: Reads labels.
+        layout: What a row's texts are to each other.
         form: How rows become text; recognised from the first row if not given.
         pairs: Whether the tokenizer puts something between two texts.
         labels: Whether every row must have one; with ``optional``, all or none.
@@ -98,30 +113,52 @@ def scan(
         DataFileError: The file is empty, or a row is bad; names file and line.
     """
     name = name or str(path)
-    counts = [0] * reader.classes
-    total = 0
+    counts = [0] * (reader.classes if isinstance(reader, LabelReader) else 0)
+    total = labelled = most = 0
     used = None if labels == "ignored" else reader
     if form is None:
         first = next(open_rows(path, name), None)
         if first is None:
             raise DataFileError(f"{name} has no rows; give a file with at least one example.")
-        form = row_format(first, name, pairs)
+        form = layout.recognise(first, name, pairs)
     form.fields()  # a malformed template is not the first row's fault
-    rows = _examples(path, name, form, used)
+    rows = _examples(path, name, form, used, layout)
     for example in tqdm(rows, desc=f"check {name}", unit="row", delay=1.0, disable=not progress):
-        if example.label is not None:
-            counts[example.label] += 1
-        elif labels == "required":
-            raise DataFileError(f"{name}:{example.line} has no label; add a field 'label' to every row.")
         total += 1
-        if labels == "optional" and sum(counts) not in (0, total):
+        most = max(most, example.listed)
+        if example.label is not None:
+            labelled += 1
+            if counts:
+                counts[int(example.label)] += 1
+        elif labels == "required" and layout.labels != "none":
+            raise DataFileError(f"{name}:{example.line} has no label; add a field 'label' to every row.")
+        if labels == "optional" and labelled not in (0, total):
             raise DataFileError(f"{name}:{example.line}: some rows have labels and some have none; label all or none.")
     if total == 0:
         raise DataFileError(f"{name} has no rows; give a file with at least one example.")
-    return DataFile(path, name, form, used, total, tuple(counts))
+    has_labels = labelled > 0 or (layout.labels == "none" and labels != "ignored")
+    return DataFile(path, name, form, used, total, tuple(counts), layout, has_labels, most)
 
 
-def _examples(path: Path, name: str, form: RowFormat, reader: LabelReader | None) -> Iterator[Example]:
+def _examples(path: Path, name: str, form: RowFormat, reader: Reader | None, layout: Layout) -> Iterator[Example]:
     for row in open_rows(path, name):
         label = reader.read(row, name) if reader is not None else None
-        yield Example(row.line, *form.render(row, name), label)
+        if layout.parts == "choices":
+            text, choices = form.render_choices(row, name)
+            _require_present(row, name, label, len(choices))
+            yield Example(row.line, text, None, label, choices, len(choices))
+            continue
+        text, pair = form.render(row, name)
+        listed = row.fields.get("choices") if layout.keep_end else None
+        count = len(listed) if isinstance(listed, list) else 0
+        if count:
+            _require_present(row, name, label, count)
+        yield Example(row.line, text, pair, label, listed=count)
+
+
+def _require_present(row: Row, name: str, label: float | None, choices: int) -> None:
+    if label is not None and label >= choices:
+        raise DataFileError(
+            f"{name}:{row.line}: the label {int(label)} is none of the row's {choices} choices, counted from 0; mend "
+            "it."
+        )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Jinja comes with torch, which cannot be installed without it.
@@ -86,35 +86,60 @@ class RowFormat:
             DataFileError: A field is missing or no text, or the text comes out empty.
         """
         values = {key: _value(row, key, name) for key in sorted(self.fields())}
-        if self == _CHOICES and isinstance(values["choices"], str):
-            raise DataFileError(
-                f"{name}:{row.line}: 'choices' holds one text, not a list of them; write the rows as JSONL, or give "
-                "--template."
-            )
+        if self.template.endswith(_LISTING_END) and isinstance(values.get("choices"), str):
+            raise DataFileError(_one_choice(row, name))
         texts = [_fill(source, values, row, name) for source in self._sources()]
         return texts[0], texts[1] if len(texts) > 1 else None
+
+    def render_choices(self, row: Row, name: str) -> tuple[str, tuple[str, ...]]:
+        """Fill the first template once, and the second with ``choice`` set to each of the row's choices.
+
+        Args:
+            row: The row.
+            name: What messages call its file.
+
+        Returns:
+            The text, and one text per choice.
+
+        Raises:
+            DataFileError: There are no choices, or something else is wrong as in :meth:`render`.
+        """
+        assert self.pair_template is not None
+        choices = _value(row, "choices", name)
+        if isinstance(choices, str):
+            raise DataFileError(_one_choice(row, name))
+        if not choices:
+            raise DataFileError(f"{name}:{row.line} has no choices; fill them in or remove the row.")
+        fields = self.fields() - {"choice"}
+        values = {key: _value(row, key, name) for key in sorted(fields)}
+        context = _fill(self.template, values, row, name)
+        return context, tuple(_fill(self.pair_template, {**values, "choice": c}, row, name) for c in choices)
 
     def _sources(self) -> tuple[str, ...]:
         return (self.template,) if self.pair_template is None else (self.template, self.pair_template)
 
 
 _CHOICES = RowFormat("{{ question }}{% for choice in choices %}\n{{ letters[loop.index0] }}. {{ choice }}{% endfor %}")
+_LISTING_END = "{% endfor %}"
 #: Fields of the shapes that data files come in, and how each is written out. The first that fits counts.
-SHAPES: tuple[tuple[tuple[str, ...], RowFormat], ...] = (
+Shape = tuple[tuple[str, ...], RowFormat]
+CHOICES_SHAPE = ("question", "choices")
+SHAPES: tuple[Shape, ...] = (
     (("passage", "question"), RowFormat("{{ question }}", "{{ passage }}")),
     (("premise", "hypothesis"), RowFormat("{{ premise }}", "{{ hypothesis }}")),
-    (("question", "choices"), _CHOICES),
+    (CHOICES_SHAPE, _CHOICES),
     (("text",), RowFormat("{{ text }}")),
 )
 
 
-def row_format(row: Row, name: str, pairs: bool) -> RowFormat:
+def row_format(row: Row, name: str, pairs: bool, shapes: Sequence[Shape] = SHAPES) -> RowFormat:
     """Recognise the shape of a file by its first row.
 
     Args:
         row: The first row.
         name: What messages call the file.
         pairs: Whether the tokenizer puts something between two texts; else they are joined by a line break.
+        shapes: Those that are known.
 
     Returns:
         How its rows are written out.
@@ -122,14 +147,20 @@ def row_format(row: Row, name: str, pairs: bool) -> RowFormat:
     Raises:
         DataFileError: The shape is none of those known.
     """
-    for fields, form in SHAPES:
+    for fields, form in shapes:
         if all(field in row.fields for field in fields):
             if form.pair_template is None or pairs:
                 return form
             return RowFormat(f"{form.template}\n{form.pair_template}")
-    known = " or ".join("+".join(fields) for fields, _ in SHAPES)
+    known = " or ".join("+".join(fields) for fields, _ in shapes)
     raise DataFileError(
         f"{name}:{row.line} has the fields {_found(row)}; name them {known}, or give train or fit a --template."
+    )
+
+
+def _one_choice(row: Row, name: str) -> str:
+    return (
+        f"{name}:{row.line}: 'choices' holds one text, not a list of them; write the rows as JSONL, or give --template."
     )
 
 

@@ -2,7 +2,7 @@
 
 from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME, read_description, read_tensors, write_posterior
 from laplace_lora.persistence.hub import TRAINING_NAME, download_adapter, resolve_directory
-from laplace_lora.persistence.posterior import TRAINING_INPUTS, read_posterior
+from laplace_lora.persistence.posterior import TRAINING_INPUTS, read_posterior, restored_readout
 from laplace_lora.persistence.state import InputFormat, SavedState, input_format_from
 from laplace_lora.persistence.summary import describe
 
@@ -20,5 +20,6 @@ __all__ = [
     "read_posterior",
     "read_tensors",
     "resolve_directory",
+    "restored_readout",
     "write_posterior",
 ]

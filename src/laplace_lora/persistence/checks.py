@@ -111,6 +111,11 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "log_likelihood": lambda value: value is None or is_number(value),
     "accuracy": lambda value: value is None or (is_number(value) and 0 <= value <= 1),
 }
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "readout_settings": lambda value: isinstance(value, dict) and all(is_word(key) for key in value),
+    "noise_variance": lambda value: value is None or (is_number(value) and value > 0),
+    "targets": lambda value: value is None or is_whole(value),
+}
 _SETTINGS: dict[type, Callable[[Any], bool]] = {bool: lambda value: isinstance(value, bool), int: is_whole}
 
 
@@ -124,6 +129,7 @@ def check_description(document: Mapping[str, Any]) -> None:
         PosteriorFileError: An entry is missing or malformed; says which.
     """
     wrong = [name for name, check in _ENTRIES.items() if name not in document or not check(document[name])]
+    wrong += [name for name, check in _OPTIONAL.items() if name in document and not check(document[name])]
     if wrong:
         raise PosteriorFileError(_malformed(", ".join(wrong)))
 

@@ -1,16 +1,19 @@
 """A saved posterior, read back and checked."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from laplace_lora.curvature import FitResult
-from laplace_lora.errors import PosteriorFileError
+from laplace_lora.errors import LaplaceLoRAError, PosteriorFileError, first_line
 from laplace_lora.persistence.checks import check_tensors
 from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors
 from laplace_lora.persistence.hub import resolve_directory
 from laplace_lora.persistence.state import SavedState
 from laplace_lora.posterior import Posterior
+from laplace_lora.readouts import READOUTS, Readout
 from laplace_lora.structures import STRUCTURES
 
 #: Among the saved tensors, beside the posterior's own: what training inputs are known by again.
@@ -43,4 +46,29 @@ def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tu
     check_tensors(kind, state.matrices, tensors, str(folder / TENSORS_NAME))
     posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
     posterior.assign_groups(state.groups().index)
-    return state, posterior, FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs)
+    fitted = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs, state.targets)
+    return state, posterior, fitted
+
+
+def restored_readout(name: str, settings: Mapping[str, Any]) -> Readout:
+    """Rebuild a saved readout.
+
+    Args:
+        name: What it is saved as.
+        settings: Its settings.
+
+    Returns:
+        The readout.
+
+    Raises:
+        PosteriorFileError: It is not known here, or its settings are malformed.
+    """
+    if name not in READOUTS:
+        raise PosteriorFileError(f"readout {name[:40]!r} is not known here; install a newer laplace-lora.")
+    try:
+        return READOUTS[name](**settings)
+    except (LaplaceLoRAError, TypeError, ValueError) as error:
+        raise PosteriorFileError(
+            f"posterior_config.json: the settings of readout {name} are malformed ({first_line(error)}); fit and save "
+            "the posterior again."
+        ) from None

@@ -86,6 +86,9 @@ class SavedState:
         classes: Number of logits.
         log_likelihood: log p(D | theta*) in nats, or None.
         accuracy: Training accuracy of the adapter, or None.
+        readout_settings: The readout's own settings.
+        noise_variance: Noise variance in use, where the likelihood has one that was tuned; else None.
+        targets: Number of labelled training tokens, where the likelihood is that of tokens.
     """
 
     library_version: str
@@ -101,6 +104,9 @@ class SavedState:
     classes: int
     log_likelihood: float | None
     accuracy: float | None
+    readout_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    noise_variance: float | None = None
+    targets: int | None = None
 
     def to_description(self) -> dict[str, Any]:
         """Return plain JSON values.
@@ -125,7 +131,8 @@ class SavedState:
         """
         check_description(document)
         try:
-            values = {field.name: document[field.name] for field in dataclasses.fields(cls)}
+            # Files of before there were other readouts lack the last three.
+            values = {field.name: document[field.name] for field in dataclasses.fields(cls) if field.name in document}
             values |= {
                 "config": checked_config(document["config"]),
                 "input_format": input_format_from(document["input_format"]),

@@ -18,6 +18,8 @@ def describe(
     tuned_by: str | None,
     fitted: FitResult | None,
     posterior: Posterior | None,
+    readout: str = "class_logits",
+    noise: float | None = None,
 ) -> str:
     """Say what a posterior covers, what it does not, and how it was tuned.
 
@@ -29,6 +31,8 @@ def describe(
         tuned_by: ``evidence``, ``validation`` or None.
         fitted: What the pass over the training data left, or None before it.
         posterior: The Gaussian, or None before the pass.
+        readout: Name of the readout.
+        noise: Noise variance in use, where the likelihood has one that was tuned.
 
     Returns:
         Several lines of text.
@@ -43,13 +47,19 @@ def describe(
     if posterior is None or fitted is None:
         return "\n".join([*lines, "  not fitted"])
     lines.append(
-        f"  fitted to {fitted.examples:,} examples with {fitted.classes} logits, Fisher "
-        f"{config.fisher_for(fitted.classes)}; {posterior.nbytes:,} bytes"
+        f"  fitted to {fitted.examples:,} examples with {fitted.classes} logits ({readout}), Fisher "
+        f"{config.fisher_for(fitted.classes, readout)}; {posterior.nbytes:,} bytes"
     )
     if fitted.nll is not None:
         accuracy = "" if fitted.accuracy is None else f", accuracy {fitted.accuracy:.3f}"
+        if fitted.targets is not None:
+            per_token = fitted.nll * fitted.examples / fitted.targets
+            accuracy = f", {per_token:.4f} a token of {fitted.targets:,}{accuracy}"
         lines.append(f"  trained adapter on those examples: NLL {fitted.nll:.4f} nats{accuracy}")
-    gamma = posterior.effective_parameters(precision).tolist()
+    if noise is not None:
+        lines.append(f"  noise variance: {noise:.4g}")
+    scale = 1.0 if noise is None else noise / config.noise_variance
+    gamma = posterior.effective_parameters(precision * scale).tolist()
     how = f"tuned by {tuned_by}" if tuned_by else "as configured"
     lines.append(f"  prior precision ({how}), effective parameters:")
     names = Groups.of(matrices, config.prior_groups).names

@@ -57,13 +57,26 @@ class EigenPosterior(Posterior):
         return sums
 
     def sample(self, precision: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
-        """See :meth:`Posterior.sample`: white noise scaled in the eigenbasis and rotated back."""
+        """See :meth:`Posterior.sample`: white noise times the symmetric root P^-1/2.
+
+        That root is a continuous function of P, which eigenvectors are not: a difference of rounding in the curvature
+        makes one of rounding in the samples.
+
+        Args:
+            precision: Prior precision of each group.
+            count: How many.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            One (count, out, in) tensor per matrix.
+        """
         samples = []
         for index, (eigenvalues, delta) in enumerate(
             zip(self.eigenvalues, self.matrix_precisions(precision), strict=True)
         ):
             noise = standard_normal((count, *eigenvalues.shape), eigenvalues, generator)
-            samples.append(self.rotate_back(index, noise * torch.rsqrt(eigenvalues + delta)))
+            weighted = self.rotate(index, noise) * torch.rsqrt(eigenvalues + delta)
+            samples.append(self.rotate_back(index, weighted))
         return samples
 
 

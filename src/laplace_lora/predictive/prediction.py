@@ -1,6 +1,7 @@
 """The predictive distribution of a batch: what ``predict`` returns."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from laplace_lora.predictive.probit import probit
 class Predictive:
     """Predictions for B examples and K classes. Tensors are float64 until :meth:`to` says otherwise.
 
-    With the Gaussian likelihood there are no classes: probabilities and entropies have no columns, and
-    only ``mean`` and ``covariance`` say something.
+    Where outputs are real numbers there are no classes: probabilities have no columns. Entropies are then those of the
+    Gaussian predictive density, which can be negative; of log-probabilities of texts there are none.
 
     Attributes:
         mean: (B, K) raw logits of the trained adapter, which are the mean of the linearised model's.
         covariance: (B, K, K) covariance of the centred logits (their common shift removed), of rank K-1,
-            in squared logits; with the Gaussian likelihood, of the outputs themselves.
+            in squared logits; of the outputs themselves where these are real numbers, options' scores or rewards.
         probabilities: (B, K) posterior predictive probabilities E softmax(f).
         map_probabilities: (B, K) softmax(mean), the trained adapter's own.
         total_entropy: (B,) entropy of ``probabilities``, in nats.
@@ -117,18 +118,28 @@ class Predictive:
         )
 
     @classmethod
-    def of_outputs(cls, mean: Tensor, covariance: Tensor) -> "Predictive":
+    def of_outputs(cls, mean: Tensor, covariance: Tensor, noise_variance: float | None = None) -> "Predictive":
         """Wrap Gaussian outputs that no softmax follows.
 
         Args:
             mean: (B, K) outputs.
             covariance: (B, K, K) their covariance.
+            noise_variance: Of what is observed of them; None where they are not observed with noise.
 
         Returns:
-            The predictive distribution, without classes.
+            The predictive distribution, without classes. With noise, entropies are those of what is observed.
         """
         none = mean.new_zeros(len(mean), 0, dtype=torch.float64)
-        return cls(mean.double(), covariance.double(), none, none, none, none, none, none)
+        mean, covariance = mean.double(), covariance.double()
+        if noise_variance is None:
+            return cls(mean, covariance, none, none, none, none, none, none)
+        outputs = mean.shape[1]
+        noise = noise_variance * torch.eye(outputs, dtype=torch.float64, device=mean.device)
+        constant = outputs * math.log(2.0 * math.pi * math.e)
+        total = 0.5 * (constant + torch.linalg.slogdet(covariance + noise).logabsdet)
+        aleatoric = torch.full_like(total, 0.5 * (constant + outputs * math.log(noise_variance)))
+        information = (total - aleatoric).clamp(min=0.0)
+        return cls(mean, covariance, none, none, total, aleatoric, information, none)
 
     @property
     def prediction(self) -> Tensor:
@@ -187,7 +198,7 @@ class Predictive:
 
     def _classes(self) -> Tensor:
         if self.probabilities.shape[-1] == 0:
-            raise LaplaceLoRAError("the Gaussian likelihood has no classes; read mean and covariance.")
+            raise LaplaceLoRAError("real outputs have no classes; read mean and covariance.")
         return self.probabilities
 
     def _tensors(self) -> dict[str, Tensor]:

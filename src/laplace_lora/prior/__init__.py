@@ -1,12 +1,14 @@
 """Choosing the prior precision: by the evidence, or on validation data."""
 
 from laplace_lora.prior.evidence import EvidenceResult, fixed_point, log_evidence, squared_norms
+from laplace_lora.prior.noise import NoiseResult, tune_noise, validate_noise
 from laplace_lora.prior.train_check import TrainFit, training_fit, training_warning
 from laplace_lora.prior.validation import SCALES, ValidationResult, choose_scale, collect, mean_nll
 
 __all__ = [
     "SCALES",
     "EvidenceResult",
+    "NoiseResult",
     "TrainFit",
     "ValidationResult",
     "choose_scale",
@@ -17,4 +19,6 @@ __all__ = [
     "squared_norms",
     "training_fit",
     "training_warning",
+    "tune_noise",
+    "validate_noise",
 ]

@@ -44,7 +44,8 @@ def collect(
         limit_bytes: Most bytes of covariances.
 
     Returns:
-        (N, K) logits, (S, N, K, K) covariances and (N,) labels.
+        (N, K) logits, (S, N, K, K) covariances and (N,) labels. K is that of the example with most options; absent
+        ones have logits of -inf and covariances of 0.
 
     Raises:
         UnsupportedInputError: There are no labels, or no batches.
@@ -59,7 +60,7 @@ def collect(
         held += covariance.nbytes
         means.append(logits)
         covariances.append(covariance)
-        labels.append(label.long())
+        labels.append(label.long() if likelihood.shift_invariant else label)
         # torch.cat holds everything twice for a moment.
         if 2 * held > limit_bytes:
             examples = sum(map(len, means))
@@ -70,6 +71,12 @@ def collect(
             )
     if not means:
         raise UnsupportedInputError("the validation loader gave no batch; check the data.")
+    widest = max(mean.shape[1] for mean in means)
+    for position, mean in enumerate(means):
+        missing = widest - mean.shape[1]
+        if missing:
+            means[position] = torch.nn.functional.pad(mean, (0, missing), value=float("-inf"))
+            covariances[position] = torch.nn.functional.pad(covariances[position], (0, missing, 0, missing))
     return torch.cat(means), torch.cat(covariances, dim=1), torch.cat(labels)
 
 

@@ -1,8 +1,8 @@
-"""From a batch to K logits: how the model is called, and which of its outputs are the answer."""
+"""Batches on their way into a model: labels taken out, and completed so that padding changes nothing."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,84 +17,6 @@ from laplace_lora.errors import UnsupportedInputError
 LABEL_KEYS = ("labels", "label")
 
 
-class Readout(Protocol):
-    """How a model's outputs become K logits."""
-
-    name: str
-
-    def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that this readout cannot read.
-
-        Args:
-            model: The PEFT model.
-        """
-
-    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Run one forward pass.
-
-        Args:
-            model: The PEFT model.
-            batch: Model inputs.
-
-        Returns:
-            (B, K) logits.
-        """
-
-
-class ClassLogits:
-    """The K logits of a sequence classification model.
-
-    Padding on the left is handled for causal models, whose positions are counted from the first real
-    token, and refused for encoders, which pool the first position.
-    """
-
-    name = "class_logits"
-
-    def check_model(self, model: nn.Module) -> None:
-        """Refuse models whose training loss is not a softmax over one label.
-
-        Args:
-            model: The PEFT model.
-
-        Raises:
-            UnsupportedInputError: The model is trained for several labels at once.
-        """
-        problem = getattr(_config(model), "problem_type", None)
-        if problem == "multi_label_classification":
-            raise UnsupportedInputError(
-                "the model is trained for several labels at once (problem_type='multi_label_classification'), but "
-                "ClassLogits is a softmax over one; fit one adapter per label."
-            )
-
-    def logits(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        """Run one forward pass.
-
-        Args:
-            model: The PEFT model.
-            batch: Model inputs, without labels.
-
-        Returns:
-            (B, K) logits in the model's dtype.
-
-        Raises:
-            UnsupportedInputError: The model's output is not one row of logits per example.
-        """
-        outputs = model(**prepare_inputs(model, batch))
-        logits = getattr(outputs, "logits", None)
-        size = next(iter(batch.values())).shape[0]
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != size:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(outputs).__name__
-            raise UnsupportedInputError(
-                f"ClassLogits expects logits of shape (batch, classes), the model gave {shape}; load it with "
-                "AutoModelForSequenceClassification."
-            )
-        return logits
-
-
-#: Readouts by the name that is saved with a posterior.
-READOUTS: dict[str, Callable[[], Readout]] = {ClassLogits.name: ClassLogits}
-
-
 def label_names_of(model: nn.Module) -> tuple[str, ...] | None:
     """Read the names of the classes from a model's configuration.
 
@@ -104,7 +26,7 @@ def label_names_of(model: nn.Module) -> tuple[str, ...] | None:
     Returns:
         Names in the order of the logits, or None if they are missing or the default LABEL_0, LABEL_1, ...
     """
-    names = getattr(_config(model), "id2label", None)
+    names = getattr(model_config(model), "id2label", None)
     if not isinstance(names, Mapping) or not names:
         return None
     ordered = tuple(str(names[key]) for key in sorted(names, key=int))
@@ -120,7 +42,7 @@ def is_causal(model: nn.Module) -> bool:
     Returns:
         True for decoder-only language models, also with a classification head.
     """
-    kind = getattr(_config(model), "model_type", "")
+    kind = getattr(model_config(model), "model_type", "")
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
@@ -149,7 +71,7 @@ def prepare_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, A
                 "tokenizer.padding_side='right'."
             )
         return inputs
-    accepted = inspect.signature(_base(model).forward).parameters
+    accepted = inspect.signature(base_model(model).forward).parameters
     if mask is not None and "position_ids" in accepted and "position_ids" not in inputs:
         inputs["position_ids"] = (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
     if "use_cache" in accepted:
@@ -181,6 +103,11 @@ def split_labels(batch: Mapping[str, Any], device: torch.device) -> tuple[dict[s
                 f"batch entry {key!r} is a {type(value).__name__}, not a tensor; remove that column or collate it."
             )
         tensors[str(key)] = value.to(device)
+    if "margin" in tensors:
+        raise UnsupportedInputError(
+            "the batch has a 'margin', which the preference likelihood does not know; remove that column, and train "
+            "without margins."
+        )
     labels = next((tensors[key] for key in LABEL_KEYS if key in tensors), None)
     inputs = {key: value for key, value in tensors.items() if key not in LABEL_KEYS}
     sizes = {value.shape[0] if value.dim() else 0 for value in tensors.values()}
@@ -192,10 +119,40 @@ def split_labels(batch: Mapping[str, Any], device: torch.device) -> tuple[dict[s
     return inputs, labels
 
 
-def _base(model: nn.Module) -> nn.Module:
+def padding_token(model: nn.Module) -> int | None:
+    """Return the token by which a decoder knows padding.
+
+    Args:
+        model: The PEFT model, or its base.
+
+    Returns:
+        The token, or None if it knows none.
+    """
+    config = model_config(model)
+    token: int | None = getattr(getattr(config, "get_text_config", lambda: config)(), "pad_token_id", None)
+    return token
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """Return the model under PEFT's wrapper.
+
+    Args:
+        model: The PEFT model, or its base.
+
+    Returns:
+        The base model.
+    """
     get_base = getattr(model, "get_base_model", None)
     return get_base() if callable(get_base) else model
 
 
-def _config(model: nn.Module) -> Any:
-    return getattr(_base(model), "config", None)
+def model_config(model: nn.Module) -> Any:
+    """Return the base model's configuration.
+
+    Args:
+        model: The PEFT model, or its base.
+
+    Returns:
+        The configuration, or None.
+    """
+    return getattr(base_model(model), "config", None)

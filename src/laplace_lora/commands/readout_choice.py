@@ -1,0 +1,225 @@
+"""Which readout a verb uses: as asked for, as saved, or the only one that fits model and data."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from laplace_lora.adapters import ModelKind
+from laplace_lora.data import (
+    DataFile,
+    LabelReader,
+    Layout,
+    NoLabels,
+    RealReader,
+    RowFormat,
+    default_answers,
+    layout_of,
+    open_rows,
+    scan,
+)
+from laplace_lora.data.scan import Labels, Reader
+from laplace_lora.errors import DataFileError, LaplaceLoRAError
+from laplace_lora.readouts import READOUTS, AnswerTokens, OptionScores, Readout
+
+#: What the command line calls readouts.
+NAMES = {
+    "class": "class_logits",
+    "answers": "answer_tokens",
+    "options": "option_scores",
+    "next-token": "next_token",
+    "scalar": "scalar",
+    "pairwise": "pairwise_reward",
+}
+#: Most choices of a row, and most classes that are counted where no names are given.
+MOST_CHOICES, MOST_CLASSES = 26, 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadoutWish:
+    """What is asked of a readout.
+
+    Attributes:
+        name: One of ``NAMES``; None to infer it.
+        answers: Words of ``answers``; by the prompt if None.
+        normalise: What ``options`` divides log-likelihoods by: ``none``, ``tokens`` or ``characters``.
+        saved: What was saved with the adapter, where nothing else is asked for.
+    """
+
+    name: str | None = None
+    answers: tuple[str, ...] | None = None
+    normalise: str = "none"
+    saved: Readout | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is not known.
+
+        Raises:
+            LaplaceLoRAError: A name is none of those known.
+        """
+        if self.name is not None and self.name not in NAMES:
+            raise LaplaceLoRAError(f"readout {self.name!r} is not known; choose one of {', '.join(NAMES)}.")
+
+
+def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: Path) -> str:
+    """Choose a readout by what is asked for, or by model and data where only one fits.
+
+    Args:
+        wish: What is asked for.
+        kind: Kind of model.
+        outputs: Number of a classifier's outputs; None where it is to be counted.
+        data: A data file.
+
+    Returns:
+        The readout's name as it is saved.
+
+    Raises:
+        LaplaceLoRAError: Several fit, or the one asked for does not.
+    """
+    fitting = {
+        "classifier": ("class_logits", "scalar", "pairwise_reward"),
+        "language_model": ("answer_tokens", "option_scores", "next_token"),
+        "multiple_choice": ("option_scores",),
+    }[kind]
+    if wish.name is not None:
+        if NAMES[wish.name] not in fitting:
+            asked = ", ".join(name for name, saved in NAMES.items() if saved in fitting)
+            raise LaplaceLoRAError(f"readout {wish.name} does not fit this adapter's model ({kind}); choose {asked}.")
+        return NAMES[wish.name]
+    if len(fitting) == 1:
+        return fitting[0]
+    first = next(open_rows(data), None)
+    fields = set() if first is None else set(first.fields)
+    if kind == "classifier":
+        if {"chosen", "rejected"} <= fields:
+            return "pairwise_reward"
+        return "scalar" if outputs == 1 else "class_logits"
+    if {"prompt", "completion"} <= fields or {"instruction", "output"} <= fields:
+        return "next_token"
+    if "choices" in fields and wish.answers is None:
+        raise LaplaceLoRAError(
+            "a language model can answer rows with choices by the letters' tokens or by the likelihood of each "
+            "choice's text; say which with --readout answers or --readout options."
+        )
+    return "answer_tokens"
+
+
+def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple[str, ...] | None) -> Reader:
+    """Return what reads a file's labels.
+
+    Args:
+        layout: Of the readout.
+        readout: Its name.
+        classes: Number of classes; None where it is to be counted.
+        names: Names of the classes, or None.
+
+    Returns:
+        The reader.
+    """
+    if layout.labels == "real":
+        return RealReader()
+    if layout.labels == "none":
+        return NoLabels()
+    if readout == "option_scores":
+        return LabelReader(MOST_CHOICES)
+    most = MOST_CHOICES if readout == "answer_tokens" else MOST_CLASSES
+    return LabelReader(classes or (len(names) if names is not None else most), names)
+
+
+def given_form(layout: Layout, template: str | None, pair_template: str | None) -> RowFormat | None:
+    """Return the templates that were given or saved.
+
+    Args:
+        layout: Of the readout.
+        template: Of the text; None for that of the file's shape.
+        pair_template: Of the second text; that of the layout where it needs one and none was given.
+
+    Returns:
+        The form, or None.
+
+    Raises:
+        LaplaceLoRAError: Pairs have no template of their own.
+    """
+    if template is None:
+        return None
+    if pair_template is None and layout.parts == "pair":
+        raise LaplaceLoRAError(
+            "pairs are read from the fields chosen and rejected, with or without a prompt; leave out --template."
+        )
+    if pair_template is None and layout.parts != "single":
+        pair_template = layout.shapes[-1][1].pair_template
+    return RowFormat(template, pair_template)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """A readout settled with the data that it is for.
+
+    Attributes:
+        readout: The readout.
+        names: Names of the classes, or None.
+        classes: K; of options, of the row that has most.
+        file: The data, with labels of that many classes.
+    """
+
+    readout: Readout
+    names: tuple[str, ...] | None
+    classes: int
+    file: DataFile
+
+
+def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: tuple[str, ...] | None) -> Answered:
+    """Make the readout for a data file that has been scanned.
+
+    Args:
+        name: The readout's name.
+        wish: What is asked for.
+        file: The training data.
+        tokenizer: The model's tokenizer.
+        names: Names of the classes, or None.
+
+    Returns:
+        Readout, classes and data.
+
+    Raises:
+        DataFileError: There are no words to answer by, or too few.
+    """
+    if name == "option_scores":
+        reader = LabelReader(file.most_choices)
+        # OptionScores refuses what it does not know.
+        readout: Readout = wish.saved or OptionScores(wish.normalise)  # type: ignore[arg-type]
+        return Answered(readout, None, file.most_choices, _recounted(file, reader))
+    if name != "answer_tokens":
+        classes = file.labels.classes if file.labels is not None else 1
+        return Answered(READOUTS[name](), names, 2 if name == "pairwise_reward" else classes, file)
+    if isinstance(wish.saved, AnswerTokens):
+        count = len(wish.saved.token_ids)
+        known = names if names is not None and len(names) == count else None
+        return Answered(wish.saved, known, count, _recounted(file, LabelReader(count, known)))
+    row = next(open_rows(file.path, file.name))
+    words = wish.answers or default_answers(file.form, row, names, file.most_choices)
+    if words is None:
+        raise DataFileError(
+            f"the words that answer {file.name} are not known; give them in the order of the labels: --answers yes,no."
+        )
+    reader = LabelReader(len(words), names if names is not None and len(names) == len(words) else words)
+    prompt = next(iter(file)).text
+    return Answered(AnswerTokens.of_words(tokenizer, words, prompt), reader.names, len(words), _recounted(file, reader))
+
+
+def _recounted(file: DataFile, reader: LabelReader) -> DataFile:
+    """Read labels again by the classes that are known now."""
+    labels: Labels = "required" if file.labelled else "ignored"
+    return scan(file.path, reader, layout=file.layout, form=file.form, labels=labels, name=file.name)
+
+
+def readout_layout(name: str, kind: ModelKind) -> Layout:
+    """Return how rows become inputs of a readout.
+
+    Args:
+        name: The readout's name.
+        kind: Kind of model.
+
+    Returns:
+        The layout.
+    """
+    return layout_of(name, name == "option_scores" and kind == "multiple_choice")

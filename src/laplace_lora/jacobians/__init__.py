@@ -1,0 +1,8 @@
+"""A model pass, turned into per-example Jacobians module by module; shared by curvature and predictive."""
+
+from laplace_lora.jacobians.gradients import MatrixGradient, SiteGradient, statistics_dtype
+from laplace_lora.jacobians.head_pass import HeadPass
+from laplace_lora.jacobians.passes import JacobianPass
+from laplace_lora.jacobians.prepared import jacobian_pass
+
+__all__ = ["HeadPass", "JacobianPass", "MatrixGradient", "SiteGradient", "jacobian_pass", "statistics_dtype"]

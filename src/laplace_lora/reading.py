@@ -1,0 +1,139 @@
+"""A readout and its likelihood: Gaussian outputs to a predictive, and which readouts may share a posterior."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laplace_lora.adapters import Site
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.likelihoods import Likelihood, likelihood_of
+from laplace_lora.predictive import Predictive, of_options
+from laplace_lora.readouts import Readout, readout_of_data, split_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A readout with the likelihood that its outputs have.
+
+    Attributes:
+        readout: How outputs are read from the model.
+        likelihood: Their likelihood.
+        config: Settings.
+    """
+
+    readout: Readout
+    likelihood: Likelihood
+    config: LaplaceConfig
+
+    @classmethod
+    def of(cls, readout: Readout, model: nn.Module, config: LaplaceConfig) -> "Reader":
+        """Check that a model can be read this way.
+
+        Args:
+            readout: The readout.
+            model: The PEFT model.
+            config: Settings.
+
+        Returns:
+            The reader.
+        """
+        readout.check_model(model)
+        return cls(readout, likelihood_of(readout.likelihood, config), config)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether outputs are real numbers, observed with Gaussian noise."""
+        return not self.likelihood.shift_invariant and self.readout.likelihood != "tokens"
+
+    def predictive(self, mean: Tensor, covariance: Tensor, noise_variance: float | None) -> Predictive:
+        """Turn Gaussian outputs into a predictive distribution.
+
+        Args:
+            mean: (B, K) outputs.
+            covariance: (B, K, K) their covariance, or (B, k, k) of the k largest logits.
+            noise_variance: Of what is observed of real outputs; None where they are not observed by themselves.
+
+        Returns:
+            The predictive.
+        """
+        if self.readout.likelihood == "tokens":
+            return Predictive.of_outputs(mean, covariance)
+        if not self.likelihood.shift_invariant:
+            return Predictive.of_outputs(mean, covariance, noise_variance)
+        rule, points = self.config.predictive, self.config.integration_points
+        if covariance.shape[-1] < mean.shape[-1]:
+            return Predictive.of_top_classes(mean, covariance, rule, points)
+        return of_options(mean, covariance, rule, points)
+
+    def require_same_rows(self, other: Readout, sites: Sequence[Site]) -> None:
+        """Refuse a readout that reads output embeddings which the posterior does not cover.
+
+        Args:
+            other: Another readout of the same model.
+            sites: The posterior's weight matrices.
+
+        Raises:
+            LaplaceLoRAError: It reads other rows of them.
+        """
+        mine, its = ([] if r.head_rows is None else r.head_rows.tolist() for r in (self.readout, other))
+        if mine != its and any(site.at_head for site in sites):
+            raise LaplaceLoRAError(
+                f"the posterior covers the output embeddings as {self.readout!r} reads them, and {other!r} reads other "
+                "rows; fit with that readout."
+            )
+
+    def require_top_k(self, top_k: int | None, classes: int) -> None:
+        """Refuse a number of classes that cannot be varied by themselves.
+
+        Args:
+            top_k: Their number; None for all.
+            classes: K.
+
+        Raises:
+            LaplaceLoRAError: It is out of range, or saves nothing.
+        """
+        if top_k is None:
+            return
+        if self.readout.separate:
+            raise LaplaceLoRAError(
+                f"top_k={top_k} saves nothing with {self.readout!r}, where one backward pass serves all options; leave "
+                "it out."
+            )
+        if not (self.likelihood.shift_invariant and 2 <= top_k <= classes):
+            raise LaplaceLoRAError(f"top_k={top_k} is out of range; give a number from 2 to the {classes} classes.")
+
+
+class Peeked:
+    """A loader whose first batch has been looked at. It can be read once."""
+
+    def __init__(self, model: nn.Module, loader: Iterable[Mapping[str, Any]]) -> None:
+        """Read the first batch and infer the readout from it.
+
+        Args:
+            model: The PEFT model.
+            loader: The batches.
+
+        Raises:
+            LaplaceLoRAError: There is none, or it can be read in several ways.
+        """
+        rest = iter(loader)
+        first = next(rest, None)
+        if first is None:
+            raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
+        self.readout = readout_of_data(model, *split_labels(first, torch.device("cpu")))
+        self._batches = itertools.chain([first], rest)
+        self._loader = loader
+        self.dataset = getattr(loader, "dataset", None)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Yield all batches."""
+        return self._batches
+
+    def __len__(self) -> int:
+        """Return the number of batches, where the loader says so."""
+        return len(self._loader)  # type: ignore[arg-type]  # a TypeError where it does not, as for any loader

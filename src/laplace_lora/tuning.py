@@ -1,0 +1,165 @@
+"""Choosing prior precision and noise of a fitted posterior: what ``tune_prior`` does, as functions."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from laplace_lora import prior as priors
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import FitResult, TrainCheckExamples
+from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.posterior import Posterior
+from laplace_lora.predictive import Predictive, of_options
+
+# Points of the integral where only a mean over examples is wanted: errors of 1e-3 per example do not matter.
+CHECK_POINTS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """A choice of prior and noise.
+
+    Attributes:
+        precision: (G,) prior precisions, in 1 / weight^2.
+        noise_variance: Noise variance of a Gaussian likelihood, in squared units of the output.
+        warning: What the user should know, or None.
+    """
+
+    precision: Tensor
+    noise_variance: float
+    warning: str | None = None
+
+
+def by_evidence(
+    posterior: Posterior,
+    fitted: FitResult,
+    precision: Tensor,
+    squared_norms: Tensor,
+    config: LaplaceConfig,
+    noise_variance: float,
+    tunes_noise: bool,
+    check: TrainCheckExamples | None,
+) -> Tuned:
+    """Maximise the log marginal likelihood, without any model pass.
+
+    Args:
+        posterior: The Gaussian without its prior.
+        fitted: What the pass over the training data left, labels included.
+        precision: (G,) precisions to start from.
+        squared_norms: (G,) |theta_g|^2.
+        config: Settings.
+        noise_variance: Noise variance in use.
+        tunes_noise: Whether to choose it too.
+        check: Training examples to compare predictions on.
+
+    Returns:
+        The maximum.
+    """
+    if tunes_noise:
+        outputs = fitted.examples * fitted.classes
+        result = priors.tune_noise(
+            posterior,
+            precision,
+            squared_norms,
+            squared_error(fitted, config.noise_variance),
+            outputs,
+            config.noise_variance,
+        )
+        return Tuned(result.precision, result.scale * config.noise_variance)
+    scale = noise_variance / config.noise_variance
+    scaled = priors.fixed_point(posterior, precision * scale, squared_norms / scale).precision
+    warning = None
+    if check is not None:
+        fit = priors.training_fit(posterior, scaled, check)
+        points = max(CHECK_POINTS, 8 * fit.mean.shape[-1])
+        predictive = of_options(fit.mean, fit.covariance, config.predictive, points)
+        gamma = float(posterior.effective_parameters(scaled).sum())
+        warning = priors.training_warning(predictive, fit.labels, check.total, gamma)
+    return Tuned(scaled / scale, noise_variance, warning)
+
+
+def by_validation(
+    mean: Tensor,
+    covariances: Tensor,
+    labels: Tensor,
+    precision: Tensor,
+    config: LaplaceConfig,
+    predictive: Callable[[Tensor, Tensor], Predictive] | None,
+) -> Tuned:
+    """Minimise the negative log-likelihood of held-out data over a common factor on all precisions.
+
+    Args:
+        mean: (N, K) logits, or (N, 1) outputs.
+        covariances: (S, N, K, K) at the multiples ``prior.SCALES``, at the configured noise variance.
+        labels: (N,) class indices or targets.
+        precision: (G,) precisions that the multiples are of.
+        config: Settings.
+        predictive: Gaussian logits to probabilities; None for real outputs, whose noise variance is chosen too.
+
+    Returns:
+        The minimum.
+    """
+    noise = config.noise_variance
+    if predictive is None:
+        result = priors.validate_noise(mean.cpu(), covariances.cpu(), labels.cpu(), priors.SCALES, noise)
+        return Tuned(precision * result.precision, noise * result.scale)
+    chosen = priors.choose_scale(mean, covariances, labels, predictive)
+    warning = None
+    if chosen.at_edge:
+        warning = (
+            f"the validation data prefer a prior precision at the edge of what was tried (factor {chosen.scale:g}): a "
+            "high one says that the trained adapter's own probabilities are best, a low one that they say little; "
+            "check the labels."
+        )
+    return Tuned(precision * chosen.scale, noise, warning)
+
+
+def squared_error(fitted: FitResult, noise_variance: float) -> float:
+    """Return the sum of squared residuals that a Gaussian log-likelihood comes from.
+
+    Args:
+        fitted: N examples, K outputs, and their log-likelihood.
+        noise_variance: At which it was computed.
+
+    Returns:
+        RSS, in squared units of the output.
+    """
+    assert fitted.log_likelihood is not None
+    constant = fitted.examples * fitted.classes * math.log(2.0 * math.pi * noise_variance)
+    return max(0.0, -noise_variance * (2.0 * fitted.log_likelihood + constant))
+
+
+def log_likelihood_at(fitted: FitResult, collected_at: float, noise_variance: float) -> float:
+    """Move a Gaussian log-likelihood to another noise variance.
+
+    Args:
+        fitted: N examples, K outputs, and their log-likelihood.
+        collected_at: Noise variance at which it was computed.
+        noise_variance: The other one.
+
+    Returns:
+        log p(D | theta*) there, in nats.
+    """
+    outputs = fitted.examples * fitted.classes
+    residuals = squared_error(fitted, collected_at)
+    return -0.5 * (residuals / noise_variance + outputs * math.log(2.0 * math.pi * noise_variance))
+
+
+def require_known_start(start: str | None) -> None:
+    """Refuse the evidence where an adapter's zero is not the pretrained model.
+
+    Args:
+        start: The initialisation, from :func:`laplace_lora.adapters.altered_start`.
+
+    Raises:
+        LaplaceLoRAError: It moved weights of the base into the adapter.
+    """
+    if start is not None:
+        raise LaplaceLoRAError(
+            f"the adapter was initialised by {start!r}, which moves a part of the base's weights into it: |theta|^2 "
+            "then says nothing of what was learnt, and the evidence would be misled. Tune on held-out data: "
+            "tune_prior('validation', loader); or convert the adapter to plain LoRA (PEFT: "
+            "path_initial_model_for_weight_conversion)."
+        )

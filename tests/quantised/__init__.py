@@ -1,0 +1,1 @@
+"""Adapters on quantised bases, against the same adapters on the dequantised weights."""

@@ -1,0 +1,5 @@
+"""Fixtures of the readouts' tests."""
+
+from engine.conftest import passes
+
+__all__ = ["passes"]
