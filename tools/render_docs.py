@@ -23,6 +23,7 @@ FILES = (
     "docs/costs.md",
     "docs/demo.md",
     "docs/command_line.md",
+    "docs/readouts.md",
 )
 
 
@@ -228,6 +229,54 @@ def command_line_each() -> str:
     return "\n\n".join(parts)
 
 
+def breadth() -> str:
+    """One row per way of reading and method."""
+    document = load("breadth")
+    rows = []
+    for result in document["results"]:
+        start = [result["case"], str(result["n"])]
+        for name, scores in result["methods"].items():
+            rows.append(
+                [
+                    *start,
+                    {"map": "MAP", "laplace": "Laplace"}[name],
+                    *(_figure(scores, metric) for metric in ("accuracy", "nll", "ece", "rmse", "coverage_95")),
+                ]
+            )
+            start = ["", ""]
+    head = ["case", "n", "method", "accuracy", "NLL", "ECE", "RMSE", "in the 95 % interval"]
+    return table(head, rows) + f"\n\nMade by {origin(document)}"
+
+
+def breadth_each() -> str:
+    """The commands of every way of reading, what they said, and a prediction."""
+    parts = []
+    for result in load("breadth")["results"]:
+        seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+        said = [f"> {message['event']}: {message['message']}" for message in result["messages"]]
+        commands = "\n".join(f"    {command}" for command in result["commands"])
+        prediction = json.dumps(_rounded(result["first_prediction"]), ensure_ascii=False)
+        parts.append(
+            f"### {result['case']}\n\n{commands}\n\n"
+            + "\n>\n".join(said)
+            + f"\n\nThe first prediction: `{prediction}`. Took {seconds}."
+        )
+    return "\n\n".join(parts)
+
+
+def _figure(scores: Any, metric: str) -> str:
+    value = scores.get(metric)
+    return "" if value is None else f"{value:.3f}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def passes() -> str:
     """Ratios of fit and predict to passes."""
     document = load("passes")
@@ -302,6 +351,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
     "sst2": sst2,
     "command_line": command_line,
     "command_line_each": command_line_each,
+    "breadth": breadth,
+    "breadth_each": breadth_each,
     "passes": passes,
     "evidence": evidence,
     "memory": memory,

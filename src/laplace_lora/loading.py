@@ -48,7 +48,8 @@ def load_adapter(
         revision: Revision of the base model on the hub; from adapter_config.json if not given.
         dtype: dtype of the base, as for ``from_pretrained``; ``"auto"`` is the checkpoint's own.
         device_map: Where the base's layers go, as for ``from_pretrained``.
-        quantization: Quantise the base as it is loaded: ``nf4`` or ``int8`` (bitsandbytes), or ``torchao-int8``.
+        quantization: Quantise the base as it is loaded: ``nf4``, ``nf4-double`` or ``int8`` (bitsandbytes), or
+            ``torchao-int8``.
 
     Returns:
         The model in eval mode, its weights frozen; its tokenizer (the adapter's own, else the base's), with a padding

@@ -56,14 +56,15 @@ def test_checkpointing_is_active_and_left_as_it_was(name: str, training: bool) -
     model = row.build().train(training)
     calls = 0
 
-    def count(*_: object) -> None:
+    def count(layer: nn.Module, *_: object) -> None:
         nonlocal calls
         calls += 1
+        assert not layer.training, "it would drop out"
 
     # transformers checkpoints the layer's forward function, around which hooks of the layer itself run once.
     norms = [next(m for m in layer.modules() if "Norm" in type(m).__name__) for layer in _layers(model)]
-    for norm in norms:
-        norm.register_forward_hook(count)
+    for layer, norm in zip(_layers(model), norms, strict=True):
+        norm.register_forward_hook(functools.partial(count, layer))
     before = _state(model)
     la = fitted(row, model, "kron")
     batches, backwards = 2, CLASSES - 1
@@ -120,6 +121,17 @@ def test_a_bias_that_acts_in_another_way_is_refused(frozen: bool) -> None:
     if frozen:
         model.requires_grad_(False)
     with pytest.raises(UnsupportedAdapterError, match=r"layer\.1\.output\.dense\.bias.*LoraConfig\(bias='none'\)\.$"):
+        LaplaceLoRA(model)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_kind_of_weight_that_is_not_known_is_refused(frozen: bool) -> None:
+    """PEFT may come to save weights of other names with an adapter; frozen or not, they were trained."""
+    model = classifier("bert")
+    layer = model.get_submodule("base_model.model.bert.encoder.layer.1.attention.self.value")
+    layer.adapter_layer_names = (*layer.adapter_layer_names, "extra_scale")
+    layer.extra_scale = nn.ParameterDict({"default": nn.Parameter(torch.ones(16), requires_grad=not frozen)})
+    with pytest.raises(UnsupportedAdapterError, match=r"self\.value\.extra_scale.*or retrain without them\.$"):
         LaplaceLoRA(model)
 
 
@@ -207,6 +219,37 @@ def test_the_module_that_mixes_is_named() -> None:
     row = ROWS["queries shared with positions"]
     with pytest.warns(UserWarning, match=r"layer\.0\.attention\.self\.query_proj\.lora_A.*one by one.*Retrain without"):
         fitted(row, row.build(), "kron")
+
+
+class _Table(nn.Module):
+    """A classifier that normalises its whole table of embeddings before it looks tokens up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(8, 8)
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
+        hidden = self.mix(self.norm(self.embed.weight)[input_ids].tanh()) * attention_mask[..., None]
+        output = type("Output", (), {})()
+        output.logits = self.head(hidden.sum(1))
+        return output
+
+
+def test_a_table_with_as_many_rows_as_the_batch() -> None:
+    model = peft.get_peft_model(_Table().double(), peft.LoraConfig(target_modules=["mix"], r=2, bias="all"))
+    model = with_noise(model).eval()
+    row = ROWS["bert, classifier, eager"]
+    train, test = examples(row, 8), examples(row, 8, seed=9)
+    for text in (*train, *test):
+        text["input_ids"] %= 8
+    dense = oracle(model, train, test, class_logits)
+    la = LaplaceLoRA(model, LaplaceConfig(structure="exact", prior_precision=DELTA, progress=False))
+    found = la.fit([collate(row, train)]).predict(collate(row, test))
+    close(found.covariance, dense.covariance("exact", DELTA))
 
 
 class _Experts(nn.Module):

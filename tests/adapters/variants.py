@@ -37,6 +37,7 @@ class Row:
         pads_inside: Whether the padding token is to occur as a real token, too.
         trained: The same model with its adapter trainable, if ``build`` gives a frozen one.
         short: Whether one structure is enough, because another row differs in the attention kernel alone.
+        mixes: Whether a layer sees something that the rows of a batch share, so that they go one by one.
     """
 
     build: Callable[[], peft.PeftModel]
@@ -46,6 +47,7 @@ class Row:
     pads_inside: bool = False
     trained: Callable[[], peft.PeftModel] | None = None
     short: bool = False
+    mixes: bool = False
 
     @property
     def readout(self) -> Readout:
@@ -246,10 +248,12 @@ def _table() -> dict[str, Row]:
     everywhere = ["embed_tokens", "q_proj", "lm_head"]
     rows |= {
         # Queries and keys see the texts, and once per batch the embeddings of relative positions.
-        "queries shared with positions": Row(deberta(target_modules=["query_proj", "key_proj"], share_att_key=True)),
-        "keys of positions": Row(deberta(target_modules=["pos_key_proj", "pos_query_proj"])),
-        "all biases, norm of positions": Row(deberta(bias="all")),
-        "embedding of absolute positions": Row(bert(target_modules=["position_embeddings", "value"])),
+        "queries shared with positions": Row(
+            deberta(target_modules=["query_proj", "key_proj"], share_att_key=True), mixes=True
+        ),
+        "keys of positions": Row(deberta(target_modules=["pos_key_proj", "pos_query_proj"]), mixes=True),
+        "all biases, norm of positions": Row(deberta(bias="all"), mixes=True),
+        "embedding of absolute positions": Row(bert(target_modules=["position_embeddings", "value"]), mixes=True),
         "rsLoRA": Row(bert(use_rslora=True, r=4)),
         "rank and alpha patterns": Row(bert(rank_pattern={"query": 4}, alpha_pattern={"value": 32})),
         "gaussian initialisation": Row(bert(init_lora_weights="gaussian")),
@@ -271,7 +275,7 @@ def _table() -> dict[str, Row]:
         "all biases, Conv1D": Row(gpt2(bias="all"), causal=True),
         "embedding": Row(bert(target_modules=embedding), pads_inside=True),
         "embedding, rsLoRA": Row(bert(target_modules=embedding, use_rslora=True)),
-        "embedding of positions": Row(bert(target_modules=["token_type_embeddings", "value"])),
+        "embedding of token types": Row(bert(target_modules=["token_type_embeddings", "value"])),
         "embedding, RoBERTa": Row(functools.partial(classifier, "roberta", target_modules=embedding), pad=1),
         "embedding, Llama": Row(
             functools.partial(classifier, "llama", target_modules=["embed_tokens", "v_proj"]), causal=True

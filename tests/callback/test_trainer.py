@@ -54,7 +54,7 @@ MEASURES = {
 
 def test_the_end_of_training_is_fitted_logged_and_saved(tmp_path: Path) -> None:
     callback, recorder = LaplaceCallback(QUIET), Recorder()
-    run = trainer(tmp_path, [callback, recorder])
+    run = trainer(tmp_path, [recorder, callback])
     run.train()
     run.save_model()
 
@@ -190,6 +190,7 @@ def test_mixed_precision_is_fitted_in_the_precision_of_the_weights(tmp_path: Pat
     same_posterior(callback.laplace, by_hand(fresh, loader(Examples(TRAIN))))
 
 
+@pytest.mark.filterwarnings("ignore:the validation data prefer")
 def test_the_prior_can_be_given_or_tuned_on_the_evaluation_set(tmp_path: Path) -> None:
     given, tuned = LaplaceCallback(QUIET, prior=3.5), LaplaceCallback(QUIET, prior="validation", batch_size=2)
     run = trainer(tmp_path, [given])

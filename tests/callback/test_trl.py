@@ -28,6 +28,9 @@ datasets = pytest.importorskip("datasets", reason="TRL's trainers read datasets"
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install 'laplace-lora[trl]'")
 peft = pytest.importorskip("peft")
 
+#: Columns that RewardTrainer makes; the longer names are older TRL's.
+TOKENS = ("chosen_ids", "rejected_ids", "chosen_input_ids", "rejected_input_ids")
+
 
 def _texts(count: int, seed: int, blank: str = "") -> list[str]:
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +148,7 @@ def test_rewards_are_read_in_pairs(tmp_path: Path) -> None:
     def batches(data: Any) -> list[dict[str, torch.Tensor]]:
         kept = []
         for row in data:
-            ids = [row["chosen_ids"], row["rejected_ids"]]
+            ids = [row[name] for name in row if name in TOKENS]
             kept.append({"input_ids": _padded(ids, 0)[None], "attention_mask": _mask(ids)[None]})
         return kept
 

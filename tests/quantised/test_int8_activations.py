@@ -80,16 +80,17 @@ def test_without_rounding(kind: str) -> None:
     assert_equal(figures(model, kind), figures(dequantised(model), kind), *ROUNDING)
 
 
-@pytest.mark.parametrize("structure", ["kron", "exact"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "structure"), [("causal", "kron"), ("llama", "exact"), ("bert", "kron")])
 def test_twin_that_rounds_alike(kind: str, structure: str) -> None:
     model = adapted(kind, "int8")
     twin = _rounded_twin(model)
     assert_equal(figures(model, kind, structure=structure), figures(twin, kind, structure=structure), *ROUNDING)
 
 
-@pytest.mark.parametrize("structure", ["kron", "exact", "diag"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "structure"),
+    [("causal", "kron"), ("llama", "exact"), ("bert", "diag"), ("llama", "kron"), ("bert", "kron")],
+)
 def test_dequantised_twin(kind: str, structure: str) -> None:
     model = adapted(kind, "int8")
     here, twin = (figures(m, kind, structure=structure) for m in (model, dequantised(model)))

@@ -11,6 +11,7 @@ import oracles
 from engine.support import close
 from laplace_lora import LaplaceLoRA, LaplaceLoRAError
 from laplace_lora.predictive import Predictive
+from laplace_lora.prior import training_fit
 from laplace_lora.readouts import OptionScores
 from readouts import dense
 from readouts.models import collate_options, language_model, multiple_choice, option_batches, option_examples
@@ -293,3 +294,35 @@ def test_settings_and_models() -> None:
 def test_encoders_are_padded_on_the_right() -> None:
     with pytest.raises(LaplaceLoRAError, match="padding_side='right'"):
         fit(multiple_choice(), OptionScores(), [collate_options(data()[0], "left", completion=False)])
+
+
+# --- the sample of training examples that the evidence's result is checked on -----------------------------------------
+
+
+@pytest.mark.parametrize("budget", [2**28, 17_000])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_checked_sample_follows_from_the_data_alone(size: int, budget: int) -> None:
+    case, train = "llama-tokens", data()[0]
+    readout, model = OptionScores("tokens"), model_of("llama-tokens")
+    checks = [
+        fit(model, readout, batches(case, examples, n), train_check_bytes=budget)._check
+        for examples, n in ((train, 7), (train[::-1], size))
+    ]
+    assert len(checks[0].labels) == (5 if budget > 17_000 else 4)
+    for name in ("logits", "labels", "directions"):
+        torch.testing.assert_close(getattr(checks[1], name), getattr(checks[0], name), rtol=1e-9, atol=1e-12)
+    for one, other in zip(*(check.jacobians for check in checks), strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("structure", ["kron", "exact"])
+def test_the_checked_sample_has_the_covariance_that_is_predicted(structure: str) -> None:
+    """Of differences between an example's own options, the only ones that probabilities depend on."""
+    la = fitted("llama-tokens", structure=structure)
+    found = training_fit(la.posterior, torch.tensor([DELTA], dtype=torch.float64), la._check)
+    p = la.predict(collate_options(data()[0]))
+    for mean, covariance in zip(found.mean, found.covariance, strict=True):
+        (row,) = [i for i, other in enumerate(p.mean) if torch.allclose(other, mean, rtol=1e-9)]
+        size = COUNTS[row]
+        own = covariance[:size, :size]
+        close(dense.centred(own), dense.centred(p.covariance[row, :size, :size]))

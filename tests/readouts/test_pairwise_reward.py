@@ -224,6 +224,14 @@ def test_rows_that_are_no_pairs() -> None:
     _refused(keys | {"extra": torch.zeros(5)}, "each with _chosen and _rejected")
 
 
+def test_a_sampled_preference_is_not_exact() -> None:
+    settings = {"structure": "exact", "fisher": "rademacher"}
+    la = fit(regression("bert"), PairwiseReward(), batches(data()[0], 2), **settings)
+    same(la, fit(regression("bert"), PairwiseReward(), batches(data()[0], 2), structure="exact"), collate(data()[1]))
+    with pytest.raises(LaplaceLoRAError, match="use fisher='exact' or structure='kron'"):
+        fit(regression("bert"), PairwiseReward(), batches(data()[0], 2), structure="exact", fisher="mc")
+
+
 def test_margins() -> None:
     _refused(collate(data()[0]) | {"margin": torch.ones(5)}, "remove that column, and train without margins")
 

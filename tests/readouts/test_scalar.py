@@ -80,6 +80,9 @@ def test_equals_the_oracle(kind: str, structure: str) -> None:
     evidence = oracle(kind, structure, 0.3).log_evidence(0.7)
     assert math.isclose(la.log_marginal_likelihood(), evidence, rel_tol=1e-9)
     assert p.probabilities.shape == (6, 0)
+    whole = la.predict_dataset(batches(data(kind)[1], 4))
+    close(whole.covariance, covariance)
+    assert whole.total_entropy.shape == (6,)
     with pytest.raises(LaplaceLoRAError, match="read mean and covariance"):
         _ = p.confidence
 
@@ -244,14 +247,14 @@ def test_a_loader_that_fails_leaves_the_tuned_values() -> None:
 
 @pytest.mark.parametrize("structure", ["kron", "exact"])
 def test_samples_have_the_posterior_s_variance(structure: str) -> None:
-    """500 draws: a variance's standard error is 6.3 %; six of them stay within 5 standard errors."""
+    """300 draws: a variance's standard error is 8.2 %; six of them stay within 5 standard errors."""
     la = fitted(structure=structure, noise_variance=20.0).tune_prior("evidence")
     assert la.noise_variance < 10.0  # where the curvature's own would be off by more than the bound
     covariance = expected("bert", structure, la.prior_precision, la.noise_variance)[1][:, 0, 0]
     among = oracle("bert", structure, 1.0).blocks
     mean = torch.cat([oracles.weights(regression(), block).flatten() for block in among])
     drawn = []
-    for state in la.sample(500, seed=1):
+    for state in la.sample(300, seed=1):
         parts = []
         for block in among:
             key = block.weight.replace(".default", "").replace(".modules_to_save", "")
@@ -264,7 +267,7 @@ def test_samples_have_the_posterior_s_variance(structure: str) -> None:
     deviations = torch.stack(drawn)
     for row, j in enumerate(jacobians("bert", structure)[1]):
         ratio = float((deviations @ j[0]).square().mean() / covariance[row])
-        assert abs(ratio - 1.0) < 5 * math.sqrt(2 / 500)
+        assert abs(ratio - 1.0) < 5 * math.sqrt(2 / 300)
 
 
 def test_saved_and_loaded(tmp_path: object) -> None:
@@ -294,6 +297,13 @@ def test_passes(passes: object) -> None:
     assert passes.backward == 5
     fitted(structure="last_layer").predict(collate(data()[1]))
     assert passes.backward == 5
+
+
+def test_one_output_s_row_has_no_sign() -> None:
+    """A random sign leaves the exact posterior as it is; a sampled target does not, and is refused."""
+    same(fitted(structure="exact", fisher="rademacher"), fitted(structure="exact"), collate(data()[1]))
+    with pytest.raises(LaplaceLoRAError, match="use fisher='exact' or structure='kron'"):
+        fitted(structure="exact", fisher="mc")
 
 
 # --- labels and models ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from laplace_lora.adapters.discovery import AdapterSites, discover_sites, output
 from laplace_lora.adapters.files import SavedAdapter, read_saved_adapter
 from laplace_lora.adapters.fingerprint import Fingerprint, fingerprint
 from laplace_lora.adapters.kinds import FACTORIES, ModelKind
-from laplace_lora.adapters.loading import load_model, unfilled_keys
+from laplace_lora.adapters.loading import empty_model, load_model, unfilled_keys
 from laplace_lora.adapters.site import Site, with_rows
 from laplace_lora.adapters.weights import adapter_state_dict, moved_to, perturbed_state_dict
 
@@ -19,6 +19,7 @@ __all__ = [
     "adapter_state_dict",
     "altered_start",
     "discover_sites",
+    "empty_model",
     "fingerprint",
     "load_model",
     "moved_to",

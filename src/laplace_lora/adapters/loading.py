@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -14,6 +14,8 @@ from transformers import AutoConfig
 
 from laplace_lora.adapters.files import SavedAdapter
 from laplace_lora.adapters.kinds import FACTORIES, PURPOSES, ModelKind, saved_kind
+from laplace_lora.adapters.packed import is_finite
+from laplace_lora.adapters.quantised import kept_modules, quantization_config
 from laplace_lora.adapters.weights import adapter_state_dict
 from laplace_lora.errors import AdapterFileError
 from laplace_lora.quiet import quiet_transformers
@@ -53,6 +55,9 @@ def load_model(
     kind = saved_kind(saved)
     config = _base_config(name, revision, saved)
     options, kind = _head_options(config, saved, kind, name)
+    if quantization is not None:
+        kept = kept_modules(empty_model(config, kind, options.get("num_labels", config.num_labels)), saved.shapes)
+        options["quantization_config"] = quantization_config(quantization, dtype, config, kept)
     with quiet_transformers():
         try:
             model, info = FACTORIES[kind].from_pretrained(
@@ -131,11 +136,24 @@ def _head_size(
 
 
 def _empty_shapes(config: Any, kind: ModelKind, classes: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in empty_model(config, kind, classes).state_dict().items()}
+
+
+def empty_model(config: Any, kind: ModelKind, classes: int) -> nn.Module:
+    """Make a model without memory for its weights.
+
+    Args:
+        config: Its configuration.
+        kind: Kind of model.
+        classes: Outputs of a classifier.
+
+    Returns:
+        The model, on the meta device.
+    """
     config = copy.deepcopy(config)
     config.num_labels = classes
     with torch.device("meta"), quiet_transformers():
-        model = FACTORIES[kind].from_config(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return cast(nn.Module, FACTORIES[kind].from_config(config))
 
 
 def _stated_base(saved: SavedAdapter) -> str:
@@ -230,7 +248,7 @@ def _resize_embeddings(model: Any, saved: SavedAdapter) -> None:
 
 def _refuse_non_finite(name: str, model: nn.Module) -> None:
     for key, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if not is_finite(model.get_submodule(key.rpartition(".")[0]), parameter):
             raise AdapterFileError(f"{key} of the base {name} holds NaN or infinite values; get a sound copy of it.")
 
 

@@ -59,7 +59,7 @@ class LaplaceCallback(TrainerCallback):
         config: LaplaceConfig | None = None,
         readout: Readout | None = None,
         every_n_steps: int | None = None,
-        prior: "str | float | Mapping[str, float]" = "evidence",
+        prior: str | float | Mapping[str, float] = "evidence",
         train_dataloader: Iterable[Batch] | None = None,
         eval_dataloader: Iterable[Batch] | None = None,
         output_dir: str | Path | None = None,

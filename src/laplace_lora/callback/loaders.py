@@ -49,12 +49,7 @@ def sequential(loader: Any, batch_size: int | None, default_size: int, *, stream
             "LaplaceCallback(train_dataloader=...)."
         )
     own = getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or getattr(loader, "batch_size", None)
-    return DataLoader(
-        dataset,
-        batch_size=batch_size or own or default_size,
-        collate_fn=loader.collate_fn,
-        generator=torch.Generator(),  # a loader without one draws from the Trainer's
-    )
+    return DataLoader(dataset, batch_size=batch_size or own or default_size, collate_fn=loader.collate_fn)
 
 
 def innermost_collator(loader: Any) -> Any:

@@ -49,7 +49,7 @@ DataFile = Annotated[
 ReadoutName = Annotated[
     str | None,
     typer.Option(
-        help="How answers are read: class (a classifier's logits), answers (tokens of a language model after a prompt), "
+        help="How answers are read: class (a classifier's logits), answers (a language model's tokens after a prompt), "
         "options (each choice scored by itself), next-token (every token of a completion), scalar (a number), pairwise "
         "(preferences).  [default: as trained, or what model and data leave no doubt of]",
         metavar="NAME",

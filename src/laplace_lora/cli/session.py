@@ -33,8 +33,9 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
     Raises:
         SystemExit: Something went wrong.
     """
-    # torchao says on import which of its kernels this machine cannot load.
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    # torchao, where it is installed, says on import what this machine's torch cannot do for it.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from laplace_lora.commands.console import Console
         from laplace_lora.errors import LaplaceLoRAError

@@ -160,9 +160,9 @@ def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, batches: B
     each = backward_passes(la.config, readout, opened.classes if fisher == "exact" else 2)
     console.say(
         "plan",
-        f"fit: {examples} examples, {opened.classes} {'classes' if readout.reads_head else 'outputs'} by {readout!r}, "
-        f"structure {la.config.structure}, Fisher {fisher}: "
-        f"{forward} forward and {forward * each} backward passes of up to {batches.batch_size} examples",
+        f"fit: {examples} examples, {opened.classes} {'outputs' if readout.full_covariance else 'classes'}, structure "
+        f"{la.config.structure}, Fisher {fisher}: {forward} forward and {forward * each} backward passes of up to "
+        f"{batches.batch_size} examples, read by {readout!r}",
         examples=examples,
         classes=opened.classes,
         readout=readout.name,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from laplace_lora.adapters import ModelKind
-from laplace_lora.adapters.packed import is_quantised
+from laplace_lora.adapters.quantised import to_device
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.readout_choice import (
     ReadoutWish,
@@ -201,7 +201,13 @@ def open_adapter(
     adapter = local_or_hub(source.adapter)
     dtype = source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     model, tokenizer, names = load_adapter(
-        adapter, source.base, source.revision, dtype, quantization=source.quantization
+        adapter,
+        source.base,
+        source.revision,
+        dtype,
+        # A quantiser works where the base is loaded.
+        device_map=None if source.quantization is None else {"": str(device)},
+        quantization=source.quantization,
     )
     config: Any = getattr(model, "config", None)
     kind = model_kind(model)
@@ -214,8 +220,7 @@ def open_adapter(
     names = label_names or names
     if kind == "classifier" and classes > 1:
         LabelReader(classes, names)  # refuses names that do not fit before any file is read
-    placed = model if is_quantised(model) else model.to(device)  # a quantised base stays where it was loaded
-    return OpenAdapter(placed, tokenizer, names, classes, kind, progress)
+    return OpenAdapter(to_device(model, device), tokenizer, names, classes, kind, progress)
 
 
 def model_kind(model: nn.Module) -> ModelKind:

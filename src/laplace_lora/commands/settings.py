@@ -15,7 +15,8 @@ class AdapterSource:
         base: Folder or hub id of its base model; from adapter_config.json if None.
         revision: Revision of the base on the hub; from adapter_config.json if None.
         dtype: dtype of the base: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        quantization: How to quantise the base as it is loaded: ``nf4``, ``int8``, ``torchao-int8``, or None.
+        quantization: How to quantise the base as it is loaded: ``nf4``, ``nf4-double``, ``int8``, ``torchao-int8``,
+            or None.
         device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``: a GPU if there is one.
     """
 

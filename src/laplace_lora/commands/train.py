@@ -14,10 +14,9 @@ import peft
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from laplace_lora.adapters import FACTORIES, ModelKind, unfilled_keys
-from laplace_lora.adapters.quantised import quantization_config
+from laplace_lora.adapters import FACTORIES, ModelKind, empty_model, unfilled_keys
+from laplace_lora.adapters.quantised import kept_modules, quantization_config
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
@@ -37,6 +36,7 @@ from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAErro
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
 from laplace_lora.quiet import quiet_transformers
+from laplace_lora.readouts import is_causal_type
 from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
 
 
@@ -156,7 +156,7 @@ def _kind(config: TrainConfig) -> ModelKind:
     if config.readout.name in ("answers", "next-token"):
         return "language_model"
     if config.readout.name == "options":
-        causal = _load(AutoConfig, config).model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        causal = is_causal_type(_load(AutoConfig, config).model_type)
         return "language_model" if causal else "multiple_choice"
     first = next(open_rows(config.data), None)
     texts = config.readout.name is None and first is not None and {"prompt", "completion"} <= set(first.fields)
@@ -222,9 +222,9 @@ def _load_base(config: TrainConfig, kind: ModelKind, settled: Answered) -> tuple
     if kind == "classifier":
         options["num_labels"] = outputs
     if config.quantization is not None:
-        options["quantization_config"] = quantization_config(
-            config.quantization, torch.float32, _load(AutoConfig, config), ("score", "classifier")
-        )
+        settings = _load(AutoConfig, config)
+        kept = kept_modules(empty_model(settings, kind, outputs), ())
+        options["quantization_config"] = quantization_config(config.quantization, torch.float32, settings, kept)
     with quiet_transformers():
         base, found = _load(
             FACTORIES[kind],

@@ -132,7 +132,7 @@ def fit_curvature(
     device = next(model.parameters()).device
     tally = _Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
-    classes, width, side = 0, 0, None
+    classes, side = 0, None
     numbers: list[Tensor] = []
     with jacobian_pass(model, sites, readout, head_only=head_only(config, readout)) as runner:
         for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
@@ -143,7 +143,6 @@ def fit_curvature(
             logits = reading.logits
             classes = max(classes, logits.shape[-1])
             if tally.examples == 0:
-                width = logits.shape[-1]
                 _check_classes(logits, config, readout)
                 curvature.dtype = statistics_dtype(logits.dtype)
                 each = _rows_per_example(logits, config, readout, likelihood)
@@ -153,7 +152,7 @@ def fit_curvature(
             directions, weights = _directions(config, readout, likelihood, logits, labels, rows)
             digests = _digests(rows)
             numbers.append(digest_numbers(digests))
-            keep = labels is not None and likelihood.shift_invariant and logits.shape[-1] == width
+            keep = labels is not None and likelihood.shift_invariant
             if keep:
                 assert labels is not None
                 check.begin(digests, logits, labels, directions)

@@ -5,7 +5,7 @@ import heapq
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laplace_lora.jacobians import MatrixGradient
 
@@ -59,6 +59,7 @@ class TrainCheck:
         self._kept: dict[int, _Kept] = {}
         self._batch: dict[int, int] = {}
         self._counter = 0
+        self._rows = 1
 
     def begin(self, digests: Sequence[bytes], logits: Tensor, labels: Tensor, directions: Tensor) -> None:
         """Choose which examples of a batch to keep.
@@ -69,23 +70,30 @@ class TrainCheck:
             labels: (B,).
             directions: (B, K, M).
         """
-        capacity = min(MOST_EXAMPLES, self._budget // max(1, 4 * self._parameters * directions.shape[-1]))
+        self._rows = max(self._rows, directions.shape[-1])
+        capacity = min(MOST_EXAMPLES, self._budget // max(1, 4 * self._parameters * self._rows))
         self._batch = {}
+        self._shrink(capacity)  # examples with more directions than any before leave room for fewer
+        options = torch.isfinite(logits).sum(dim=-1).tolist()
         for position, digest in enumerate(digests):
             entry = (-int.from_bytes(digest[:8], "big"), self._counter)
             self._counter += 1
-            if len(self._heap) < capacity:
-                heapq.heappush(self._heap, entry)
-            elif capacity and entry > self._heap[0]:
-                _, dropped = heapq.heapreplace(self._heap, entry)
-                self._kept.pop(dropped)
-                self._batch = {p: k for p, k in self._batch.items() if k != dropped}
-            else:
+            full = len(self._heap) >= capacity
+            # With one option there is no choice, and nothing to be right about.
+            if options[position] < 2 or not capacity or (full and entry < self._heap[0]):
                 continue
+            heapq.heappush(self._heap, entry)
             self._batch[position] = entry[1]
+            # Absent options come last, and so do their columns.
+            own = slice(0, options[position])
+            columns = slice(0, options[position] - 1 if directions.shape[-1] > 1 else 1)
             self._kept[entry[1]] = _Kept(
-                logits[position].double().cpu(), labels[position].cpu(), directions[position].double().cpu(), {}
+                logits[position, own].double().cpu(),
+                labels[position].cpu(),
+                directions[position, own, columns].double().cpu(),
+                {},
             )
+            self._shrink(capacity)
 
     def update(self, gradient: MatrixGradient) -> None:
         """Keep the chosen examples' Jacobians of one row at one weight matrix.
@@ -112,15 +120,36 @@ class TrainCheck:
             return None
         kept = [self._kept[key] for _, key in sorted(self._heap, reverse=True)]
         sites = 1 + max(index for index, _ in kept[0].jacobians)
-        rows = kept[0].directions.shape[-1]
-        jacobians = [
-            torch.stack([torch.stack([example.jacobians[(index, row)] for row in range(rows)]) for example in kept])
-            for index in range(sites)
-        ]
+        rows, options = max(e.directions.shape[1] for e in kept), max(len(e.logits) for e in kept)
+        jacobians = [torch.stack([_stacked(example, index, rows) for example in kept]) for index in range(sites)]
         return TrainCheckExamples(
-            torch.stack([example.logits for example in kept]),
+            torch.stack([nn.functional.pad(e.logits, (0, options - len(e.logits)), value=-torch.inf) for e in kept]),
             torch.stack([example.label for example in kept]),
-            torch.stack([example.directions for example in kept]),
+            torch.stack([_widened(example, options, rows) for example in kept]),
             jacobians,
             total,
         )
+
+    def _shrink(self, capacity: int) -> None:
+        while len(self._heap) > capacity:
+            _, dropped = heapq.heappop(self._heap)
+            self._kept.pop(dropped)
+            self._batch = {p: k for p, k in self._batch.items() if k != dropped}
+
+
+def _stacked(example: _Kept, index: int, rows: int) -> Tensor:
+    """Stack an example's Jacobians at one matrix, 0 where it has fewer directions than others."""
+    own = [example.jacobians[(index, row)] for row in range(example.directions.shape[1])]
+    return torch.stack(own + [torch.zeros_like(own[0])] * (rows - len(own)))
+
+
+def _widened(example: _Kept, options: int, rows: int) -> Tensor:
+    """Add absent options and, where all directions are held, one for each: from the likeliest option to it."""
+    # Along these nothing is said to vary. It does not matter: only differences between present options are asked for.
+    own_options, own_rows = example.directions.shape
+    directions = nn.functional.pad(example.directions, (0, rows - own_rows, 0, options - own_options))
+    if rows == options - 1:
+        for option, row in zip(range(own_options, options), range(own_rows, rows), strict=True):
+            directions[option, row] = 0.5**0.5
+            directions[example.logits.argmax(), row] = -(0.5**0.5)
+    return directions

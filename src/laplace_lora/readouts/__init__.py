@@ -4,7 +4,14 @@ from laplace_lora.readouts.answer_tokens import AnswerTokens, answer_token_ids
 from laplace_lora.readouts.base import Readout
 from laplace_lora.readouts.class_logits import ClassLogits
 from laplace_lora.readouts.inference import is_classifier, readout_of_data, readout_of_model
-from laplace_lora.readouts.inputs import LABEL_KEYS, is_causal, label_names_of, prepare_inputs, split_labels
+from laplace_lora.readouts.inputs import (
+    LABEL_KEYS,
+    is_causal,
+    is_causal_type,
+    label_names_of,
+    prepare_inputs,
+    split_labels,
+)
 from laplace_lora.readouts.language_head import target_probabilities
 from laplace_lora.readouts.next_token import NextToken
 from laplace_lora.readouts.option_scores import OptionScores, is_multiple_choice
@@ -33,6 +40,7 @@ __all__ = [
     "Scalar",
     "answer_token_ids",
     "is_causal",
+    "is_causal_type",
     "is_classifier",
     "is_multiple_choice",
     "label_names_of",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
+from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.readouts.base import Readout, plain_rows
 from laplace_lora.readouts.language_head import check_language_model, logits_at_positions
 from laplace_lora.readouts.rows import Draw, ModelRows, Reading, last_positions
@@ -137,4 +137,9 @@ def _following(tokenizer: Any, prompt: str, text: str) -> list[int]:
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # of the tokenizers library
+        raise LaplaceLoRAError(
+            f"{text[-40:]!r} cannot be made into tokens ({first_line(error)}); choose other answers or prompts."
+        ) from None

@@ -42,8 +42,19 @@ def is_causal(model: nn.Module) -> bool:
     Returns:
         True for decoder-only language models, also with a classification head.
     """
-    kind = getattr(model_config(model), "model_type", "")
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return is_causal_type(getattr(model_config(model), "model_type", ""))
+
+
+def is_causal_type(model_type: str) -> bool:
+    """Say the same of an architecture; transformers can also load encoders as causal language models.
+
+    Args:
+        model_type: As config.json names it.
+
+    Returns:
+        True for decoder-only language models.
+    """
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def prepare_inputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Any]:
