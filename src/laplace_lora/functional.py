@@ -1,17 +1,93 @@
 """The posterior over functions: Gaussian logits of every example of a loader, by linearising the model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient
+from laplace_lora.adapters import Site
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import head_only
+from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass
 from laplace_lora.likelihoods import Likelihood
-from laplace_lora.posterior import CovarianceAccumulator
+from laplace_lora.posterior import CovarianceAccumulator, Posterior
+from laplace_lora.predictive import Predictive, concatenate
+from laplace_lora.reading import Reader
 from laplace_lora.readouts import split_labels
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearisedModel:
+    """A model with a Gaussian over its weights.
+
+    Attributes:
+        model: The PEFT model.
+        sites: Its weight matrices.
+        posterior: The Gaussian, without its prior.
+        precision: (G,) prior precisions at which the posterior is evaluated.
+        scale: What its covariance is multiplied by; see :mod:`laplace_lora.prior.noise`.
+        config: Settings.
+    """
+
+    model: nn.Module
+    sites: Sequence[Site]
+    posterior: Posterior
+    precision: Tensor
+    scale: float
+    config: LaplaceConfig
+
+    def covariances(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        reader: Reader,
+        description: str | None,
+        scales: Tensor | None = None,
+        top_k: int | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Yield Gaussian outputs batch by batch; see :func:`functional_covariances`.
+
+        Args:
+            loader: Batches, read once.
+            reader: How outputs are read.
+            description: Label of the progress bar; None for no bar.
+            scales: (S,) multiples of the prior; one, 1.0, if not given.
+            top_k: Let only so many logits of every example vary.
+
+        Yields:
+            Logits (B, K), covariances (S, B, K, K) and labels.
+        """
+        accumulator = partial(self.posterior.accumulator, self.precision, scales)
+        runner = jacobian_pass(self.model, self.sites, reader.readout, head_only=head_only(self.config, reader.readout))
+        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k)
+        for logits, covariance, labels in found:
+            yield logits, covariance * self.scale, labels
+
+    def predict(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        reader: Reader,
+        description: str | None,
+        noise_variance: float | None,
+        top_k: int | None = None,
+    ) -> Predictive:
+        """Predict every batch.
+
+        Args:
+            loader: Batches, read once.
+            reader: How outputs are read.
+            description: Label of the progress bar; None for no bar.
+            noise_variance: Of what is observed of real outputs; None where they are not.
+            top_k: Let only so many logits of every example vary.
+
+        Returns:
+            All examples, in order.
+        """
+        found = self.covariances(loader, reader, description, None, top_k)
+        return concatenate([reader.predictive(logits, spread[0], noise_variance) for logits, spread, _ in found])
 
 
 def functional_covariances(

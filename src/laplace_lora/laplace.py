@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +15,9 @@ from laplace_lora import prior as priors
 from laplace_lora import tuning
 from laplace_lora.adapters import altered_start, discover_sites, fingerprint, perturbed_state_dict
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, head_only, require_finite_statistics
+from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
-from laplace_lora.functional import functional_covariances
-from laplace_lora.jacobians import jacobian_pass
+from laplace_lora.functional import LinearisedModel
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import (
     TRAINING_INPUTS,
@@ -30,7 +29,7 @@ from laplace_lora.persistence import (
     write_posterior,
 )
 from laplace_lora.posterior import Posterior
-from laplace_lora.predictive import Predictive, concatenate
+from laplace_lora.predictive import Predictive
 from laplace_lora.reading import Peeked, Reader
 from laplace_lora.readouts import Readout, label_names_of, readout_of_model, split_labels
 from laplace_lora.structures import STRUCTURES, choose_rows, choose_sites
@@ -266,13 +265,9 @@ class LaplaceLoRA:
             NotFittedError: ``fit`` has not run, or its data had no labels.
         """
         posterior, fitted = self._labelled_fit()
-        assert fitted.log_likelihood is not None
-        log_likelihood = fitted.log_likelihood
-        if self._settled.has_noise:
-            log_likelihood = tuning.log_likelihood_at(fitted, self.config.noise_variance, self._noise)
-        # delta |theta|^2 = (s delta) |theta|^2 / s: the posterior knows precisions times s only.
-        norms = self._squared_norms() / self._noise_scale
-        return priors.log_evidence(posterior, self._precision * self._noise_scale, norms, log_likelihood)
+        noise = self._noise if self._settled.has_noise else None
+        norms = self._squared_norms()
+        return tuning.log_marginal_likelihood(posterior, fitted, self._precision, norms, self.config, noise)
 
     def sample(self, n: int, seed: int = 0) -> list[dict[str, Tensor]]:
         """Draw adapters from the posterior.
@@ -388,37 +383,22 @@ class LaplaceLoRA:
     def _squared_norms(self) -> Tensor:
         return priors.squared_norms([site.weights() for site in self._adapter.sites], self._groups.index)
 
-    def _covariances(
-        self,
-        loader: Iterable[Batch],
-        scales: Tensor | None,
-        description: str | None,
-        top_k: int | None = None,
-        reader: Reader | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        reader = reader or self._settled
-        accumulator = functools.partial(self.posterior.accumulator, self._precision * self._noise_scale, scales)
-        runner = jacobian_pass(
-            self.model, self._adapter.sites, reader.readout, head_only=head_only(self.config, reader.readout)
-        )
-        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k)
-        for logits, covariance, labels in found:
-            yield logits, covariance * self._noise_scale, labels
+    @property
+    def _linearised(self) -> LinearisedModel:
+        precision, scale = self._precision * self._noise_scale, self._noise_scale
+        return LinearisedModel(self.model, self._adapter.sites, self.posterior, precision, scale, self.config)
 
     def _predict(
         self, loader: Iterable[Batch], top_k: int | None, readout: Readout | None, hide_progress: bool
     ) -> Predictive:
-        _ = self.posterior  # refuses before anything is run
-        reader = self._settled
+        linearised, reader = self._linearised, self._settled
+        # A reward model's texts are observed in pairs: there is no noise on each.
+        noise = self._noise if reader.has_noise else None
         if readout is not None:
             reader.require_same_rows(readout, self._adapter.sites)
             reader = Reader.of(readout, self.model, self.config)
         reader.require_top_k(top_k, self._fit.classes if self._fit is not None else 0)
-        # A reward model's texts are observed in pairs: there is no noise on each.
-        noise = self._noise if self._settled.has_noise else None
-        description = None if hide_progress else "predict"
-        covariances = self._covariances(loader, None, description, top_k, reader)
-        return concatenate([reader.predictive(logits, covariance[0], noise) for logits, covariance, _ in covariances])
+        return linearised.predict(loader, reader, None if hide_progress else "predict", noise, top_k)
 
     def _tune_by_evidence(self) -> None:
         posterior, fitted = self._labelled_fit()
@@ -440,9 +420,8 @@ class LaplaceLoRA:
         if not reader.likelihood.shift_invariant and not tunes_noise:
             raise LaplaceLoRAError("validation tuning needs classes; use tune_prior('evidence').")
         description = "validate" if self.config.progress else None
-        mean, covariances, labels = priors.collect(
-            self._covariances(loader, priors.SCALES, description), reader.likelihood, self.config.memory_limit_bytes
-        )
+        found = self._linearised.covariances(loader, reader, description, priors.SCALES)
+        mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
         predictive = None if tunes_noise else functools.partial(reader.predictive, noise_variance=None)
         # Held-out data are compared at the curvature's own noise variance; see prior.noise.
         precision, covariances = self._precision * self._noise_scale, covariances.div_(self._noise_scale)

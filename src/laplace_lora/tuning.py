@@ -116,6 +116,36 @@ def by_validation(
     return Tuned(precision * chosen.scale, noise, warning)
 
 
+def log_marginal_likelihood(
+    posterior: Posterior,
+    fitted: FitResult,
+    precision: Tensor,
+    squared_norms: Tensor,
+    config: LaplaceConfig,
+    noise_variance: float | None,
+) -> float:
+    """Return the evidence log p(D) at a prior and noise.
+
+    Args:
+        posterior: The Gaussian without its prior.
+        fitted: What the pass over the training data left, labels included.
+        precision: (G,) prior precisions.
+        squared_norms: (G,) |theta_g|^2.
+        config: Settings.
+        noise_variance: Of a Gaussian likelihood; None for others.
+
+    Returns:
+        The evidence, in nats.
+    """
+    assert fitted.log_likelihood is not None
+    if noise_variance is None:
+        return priors.log_evidence(posterior, precision, squared_norms, fitted.log_likelihood)
+    log_likelihood = log_likelihood_at(fitted, config.noise_variance, noise_variance)
+    # delta |theta|^2 = (s delta) |theta|^2 / s: the posterior knows precisions times s only.
+    scale = noise_variance / config.noise_variance
+    return priors.log_evidence(posterior, precision * scale, squared_norms / scale, log_likelihood)
+
+
 def squared_error(fitted: FitResult, noise_variance: float) -> float:
     """Return the sum of squared residuals that a Gaussian log-likelihood comes from.
 
