@@ -58,10 +58,10 @@ def test_jacobians(la: LaplaceLoRA, rows: Rows, tokenizer: Any, classes: int) ->
     """Collect the contrast Jacobians of held-out examples, per matrix (N, K-1, out, in)."""
     contrasts = contrast_basis(classes)
     parts: list[dict[tuple[int, int], Tensor]] = []
-    with jacobian_pass(la.model, la._adapter.sites, lambda b: la.readout.logits(la.model, b)) as runner:
+    with jacobian_pass(la.model, la._adapter.sites, la.readout) as runner:
         for batch in batches(rows, tokenizer, 20):
             batch.pop("labels")
-            logits = runner.forward(batch)
+            logits = runner.forward(la.readout.rows(batch, None)).logits
             found: dict[tuple[int, int], Tensor] = {}
             runner.rows(
                 contrasts.expand(len(logits), -1, -1),

@@ -73,7 +73,7 @@ def measure(name: str, classes: int, repeats: int) -> dict[str, Any]:
 def fold_only(la: LaplaceLoRA, batch: dict[str, Tensor]) -> None:
     """Fit's share per batch: everything but the decomposition at the end, which is once per data set."""
     curvature = KroneckerCurvature(la._shapes, la.config)
-    fit_curvature(la.model, la._adapter.sites, curvature, la.config, la.readout, la._likelihood, [batch])
+    fit_curvature(la.model, la._adapter.sites, curvature, la.config, la.readout, la._settled.likelihood, [batch])
 
 
 def main() -> None:
