@@ -6,17 +6,14 @@ that a model which knows nothing says so. Accuracy near chance is expected throu
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, write_results
+from common import RESULTS, run_verb, write_results
 
 from laplace_lora.demo.encoder import encoder_folder
 
@@ -87,7 +84,7 @@ def measure(name: str, data: Path, models: Path, epochs: int) -> dict[str, Any]:
         commands, seconds, messages = [], {}, []
         for arguments in ([*train, *options], fit, evaluate, predict):
             start = time.perf_counter()
-            messages += run(arguments, folder)
+            messages += run_verb(arguments, folder)
             seconds[arguments[0]] = time.perf_counter() - start
             commands.append(shlex.join(["laplace-lora", *arguments]))
         metrics = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))
@@ -104,16 +101,6 @@ def measure(name: str, data: Path, models: Path, epochs: int) -> dict[str, Any]:
         "differences": metrics["differences"],
         "first_prediction": first,
     }
-
-
-def run(arguments: list[str], folder: Path) -> list[dict[str, Any]]:
-    """Run one verb; return what it said."""
-    command = [sys.executable, "-m", "laplace_lora.cli", *arguments, "--json-log"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{shlex.join(arguments)} failed: {done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
 
 
 def main() -> None:

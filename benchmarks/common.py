@@ -5,7 +5,9 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -125,3 +127,13 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def run_verb(arguments: list[str], folder: Path) -> list[dict[str, Any]]:
+    """Run one verb; return what it said."""
+    command = [sys.executable, "-m", "laplace_lora.cli", *arguments, "--json-log"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{shlex.join(arguments)} failed: {done.stderr[-2000:]}")
+    return [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]

@@ -219,14 +219,15 @@ def command_line() -> str:
 
 def command_line_each() -> str:
     """The commands of every run and what they said."""
-    parts = []
-    for result in load("command_line")["results"]:
-        seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
-        said = [f"> {message['event']}: {message['message']}" for message in result["messages"]]
-        commands = "\n".join(f"    {command}" for command in result["commands"])
-        heading = f"### {result['task']}, {result['training']}"
-        parts.append(f"{heading}\n\n{commands}\n\n" + "\n>\n".join(said) + f"\n\nTook {seconds}.")
-    return "\n\n".join(parts)
+    return "\n\n".join(_session(f"{r['task']}, {r['training']}", r) for r in load("command_line")["results"])
+
+
+def _session(heading: str, result: Any, more: str = "") -> str:
+    """The commands of one run, what they said, and how long they took."""
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    said = "\n>\n".join(f"> {message['event']}: {message['message']}" for message in result["messages"])
+    commands = "\n".join(f"    {command}" for command in result["commands"])
+    return f"### {heading}\n\n{commands}\n\n{said}\n\n{more}Took {seconds}."
 
 
 def breadth() -> str:
@@ -252,15 +253,8 @@ def breadth_each() -> str:
     """The commands of every way of reading, what they said, and a prediction."""
     parts = []
     for result in load("breadth")["results"]:
-        seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
-        said = [f"> {message['event']}: {message['message']}" for message in result["messages"]]
-        commands = "\n".join(f"    {command}" for command in result["commands"])
         prediction = json.dumps(_rounded(result["first_prediction"]), ensure_ascii=False)
-        parts.append(
-            f"### {result['case']}\n\n{commands}\n\n"
-            + "\n>\n".join(said)
-            + f"\n\nThe first prediction: `{prediction}`. Took {seconds}."
-        )
+        parts.append(_session(result["case"], result, f"The first prediction: `{prediction}`. "))
     return "\n\n".join(parts)
 
 

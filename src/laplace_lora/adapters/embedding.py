@@ -1,13 +1,13 @@
 """LoRA on embeddings: ``y = E[i] + s B A[:, i]``, the token's number i in place of a one-hot input."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from peft.tuners.lora import Embedding
-from torch import Tensor, nn
+from torch import Tensor
 
-from laplace_lora.adapters.site import Site
+from laplace_lora.adapters.site import LinearUse, Site
 
 
 def embedding_sites(name: str, module: Embedding, adapter: str) -> Iterator[Site]:
@@ -29,24 +29,15 @@ def embedding_sites(name: str, module: Embedding, adapter: str) -> Iterator[Site
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _EmbeddingUse:
-    """What both factors share.
+class _EmbeddingUse(LinearUse):
+    """What both factors share: the module's input, which is kept, holds the tokens' numbers.
 
     Attributes:
         hooked: PEFT's layer.
         adapter: Name of the adapter.
     """
 
-    hooked: nn.Module
     adapter: str
-
-    def counts(self, args: Sequence[Any]) -> bool:
-        """See :meth:`Use.counts`."""
-        return True
-
-    def keep(self, args: Sequence[Any], output: Tensor) -> Tensor:
-        """See :meth:`Use.keep`: the tokens' numbers."""
-        return args[0]
 
     def _scale(self, like: Tensor) -> Tensor:
         layer: Any = self.hooked

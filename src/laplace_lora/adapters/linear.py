@@ -82,7 +82,7 @@ class DoraFactorUse(LinearUse):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MagnitudeUse:
+class MagnitudeUse(LinearUse):
     """DoRA's magnitude m: ``y = m * v(x) + b``, v the normalised weight's output.
 
     Attributes:
@@ -90,12 +90,7 @@ class MagnitudeUse:
         magnitude: m, (out,).
     """
 
-    hooked: nn.Module
     magnitude: nn.Parameter
-
-    def counts(self, args: Sequence[Any]) -> bool:
-        """See :meth:`Use.counts`."""
-        return True
 
     def keep(self, args: Sequence[Any], output: Tensor) -> Tensor:
         """See :meth:`Use.keep`: v(x) = (y - b) / m."""

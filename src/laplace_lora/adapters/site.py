@@ -163,26 +163,16 @@ class LinearUse:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ConstantUse:
-    """A vector that is added to a module's output, ``y = ... + b``.
+class ConstantUse(LinearUse):
+    """A vector that is added to a module's output, ``y = ... + b``: a linear layer of the constant 1.
 
     Attributes:
         hooked: The module.
     """
 
-    hooked: nn.Module
-
-    def counts(self, args: Sequence[Any]) -> bool:
-        """See :meth:`Use.counts`."""
-        return True
-
     def keep(self, args: Sequence[Any], output: Tensor) -> Tensor:
         """See :meth:`Use.keep`: nothing but the shape."""
         return output.new_ones(()).expand(*output.shape[:-1], 1)
-
-    def tokens(self, kept: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Use.tokens`."""
-        return kept, gradient
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
