@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laplace_lora import prior as priors
 from laplace_lora import tuning
-from laplace_lora.adapters import altered_start, discover_sites, fingerprint, perturbed_state_dict
+from laplace_lora.adapters import altered_start, discover_sites, fingerprint, perturbed_state_dicts
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
@@ -69,6 +69,7 @@ class LaplaceLoRA:
         """
         self.model = model
         self.config = config or LaplaceConfig()
+        self._names_given = input_format is not None
         self.input_format = input_format or InputFormat(label_names=label_names_of(model))
         self._structure = STRUCTURES[self.config.structure]
         self._found = discover_sites(model, self.config.include_modules_to_save)
@@ -79,12 +80,13 @@ class LaplaceLoRA:
         self._check: TrainCheckExamples | None = None
         self._noise = self.config.noise_variance
         readout = readout or readout_of_model(model, self.config.likelihood)
+        self._inferring = readout is None
         if readout is not None:
             self._read_by(readout)
 
     def _read_by(self, readout: Readout) -> None:
         """Settle the readout, and with it likelihood, weight matrices and prior groups."""
-        self._reader = Reader.of(readout, self.model, self.config)
+        reader = Reader.of(readout, self.model, self.config)
         self._adapter = choose_rows(choose_sites(self._found, self.config), readout.head_rows)
         self._shapes = tuple(
             MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
@@ -92,6 +94,7 @@ class LaplaceLoRA:
         )
         self._groups = Groups.of(self._shapes, self.config.prior_groups)
         self._precision = self._groups.precisions(self.config.prior_precision)
+        self._reader = reader
 
     @property
     def readout(self) -> Readout:
@@ -150,13 +153,14 @@ class LaplaceLoRA:
             Itself.
         """
         self._posterior, self._fit, self._check = None, None, None
-        if self._reader is None:
+        if self._inferring:
             loader = Peeked(self.model, loader)
             self._read_by(loader.readout)
         curvature = self._structure.curvature(self._shapes, self.config)
         result, check, padding_side = fit_curvature(
             self.model, self._adapter.sites, curvature, self.config, self.readout, self._settled.likelihood, loader
         )
+        self._settle_names(result.classes)
         statistics = curvature.finalise()
         require_finite_statistics(statistics, self._shapes)
         posterior = self._structure.posterior.from_statistics(self._shapes, statistics, curvature.dtype)
@@ -167,9 +171,6 @@ class LaplaceLoRA:
         self._tuned_by = None
         if self.input_format.padding_side is None:
             self.input_format = dataclasses.replace(self.input_format, padding_side=padding_side)
-        if len(self.input_format.label_names or ()) not in (0, result.classes):
-            # The model's own names, of outputs that are not the classes: a reward model's one, a language model's.
-            self.input_format = dataclasses.replace(self.input_format, label_names=None)
         return self
 
     def tune_prior(
@@ -289,7 +290,7 @@ class LaplaceLoRA:
         deviations = self.posterior.sample(self._precision * self._noise_scale, n, generator)
         spread = self._noise_scale**0.5
         adapter, sites = self._adapter.adapter, self._adapter.sites
-        return [perturbed_state_dict(self.model, adapter, sites, [spread * d[i] for d in deviations]) for i in range(n)]
+        return perturbed_state_dicts(self.model, adapter, sites, [spread * deviation for deviation in deviations])
 
     def summary(self) -> str:
         """Say in words what the posterior covers, what it does not, and how it was tuned.
@@ -374,6 +375,18 @@ class LaplaceLoRA:
         """Noise variance in use over that at which the curvature was collected; see :mod:`laplace_lora.prior.noise`."""
         return self._noise / self.config.noise_variance
 
+    def _settle_names(self, classes: int) -> None:
+        """Drop the model's own names of outputs that are not the classes; refuse such names where they were given."""
+        names = self.input_format.label_names
+        if names is None or len(names) == classes:
+            return
+        if self._names_given:
+            raise LaplaceLoRAError(
+                f"input_format has {len(names)} label names, and the data have {classes} classes; give one name per "
+                "class, or none."
+            )
+        self.input_format = dataclasses.replace(self.input_format, label_names=None)
+
     def _labelled_fit(self) -> tuple[Posterior, FitResult]:
         posterior = self.posterior
         if self._fit is None or self._fit.log_likelihood is None:
@@ -394,15 +407,33 @@ class LaplaceLoRA:
         linearised, reader = self._linearised, self._settled
         # A reward model's texts are observed in pairs: there is no noise on each.
         noise = self._noise if reader.has_noise else None
+        classes = self._fit.classes if self._fit is not None else 0
         if readout is not None:
-            reader.require_same_rows(readout, self._adapter.sites)
+            reader.require_compatible(readout, self.model, self._adapter.sites)
             reader = Reader.of(readout, self.model, self.config)
-        reader.require_top_k(top_k, self._fit.classes if self._fit is not None else 0)
+            classes = classes if readout.head_rows is None else len(readout.head_rows)
+        reader.require_top_k(top_k, classes)
         return linearised.predict(loader, reader, None if hide_progress else "predict", noise, top_k)
+
+    def require_tunable(self, method: str) -> None:
+        """Refuse a way of tuning that cannot work here; nothing needs to have been fitted.
+
+        Args:
+            method: ``"evidence"`` or ``"validation"``.
+
+        Raises:
+            LaplaceLoRAError: The evidence would mislead (PiSSA and its kin), or held-out data cannot be compared.
+        """
+        if method == "evidence":
+            tuning.require_known_start(altered_start(self.model))
+        elif self._reader is not None and not (
+            self._reader.likelihood.shift_invariant or self._reader.readout.tunes_noise
+        ):
+            raise LaplaceLoRAError("validation tuning needs classes; use the evidence: tune_prior('evidence').")
 
     def _tune_by_evidence(self) -> None:
         posterior, fitted = self._labelled_fit()
-        tuning.require_known_start(altered_start(self.model))
+        self.require_tunable("evidence")
         tuned = tuning.by_evidence(
             posterior,
             fitted,
@@ -417,8 +448,7 @@ class LaplaceLoRA:
 
     def _tune_by_validation(self, loader: Iterable[Batch]) -> None:
         reader, tunes_noise = self._settled, self.readout.tunes_noise
-        if not reader.likelihood.shift_invariant and not tunes_noise:
-            raise LaplaceLoRAError("validation tuning needs classes; use tune_prior('evidence').")
+        self.require_tunable("validation")
         description = "validate" if self.config.progress else None
         found = self._linearised.covariances(loader, reader, description, priors.SCALES)
         mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)

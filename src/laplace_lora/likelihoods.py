@@ -244,12 +244,14 @@ class Gaussian:
             (B,) float64, in nats.
 
         Raises:
-            UnsupportedInputError: The targets' shape does not fit.
+            UnsupportedInputError: The targets' shape does not fit, or one is not finite.
         """
         if labels.numel() != logits.numel():
             raise UnsupportedInputError(
                 f"targets have shape {tuple(labels.shape)} for outputs {tuple(logits.shape)}; give one per output."
             )
+        if not bool(torch.isfinite(labels).all()):
+            raise UnsupportedInputError("a target is NaN or infinite; remove its example, or fill the target in.")
         squared = (labels.reshape(logits.shape).double() - logits.double()).square().sum(dim=-1)
         constant = logits.shape[-1] * math.log(2.0 * math.pi * self.noise_variance)
         return -0.5 * (squared / self.noise_variance + constant)

@@ -121,10 +121,10 @@ def saved_readout(folder: Path) -> Readout | None:
             document = read_description(folder)
             return restored_readout(document["readout"], document.get("readout_settings", {}))
         except (PosteriorFileError, KeyError, TypeError):
-            return None  # a damaged posterior can be fitted anew
-    if saved_input_format(folder) is None:
-        return None
+            pass  # a damaged posterior can be fitted anew
     path = folder / TRAINING_NAME
+    if not path.exists() or saved_input_format(folder) is None:
+        return None
     document = json.loads(path.read_text(encoding="utf-8"))
     if "readout" not in document:
         return None

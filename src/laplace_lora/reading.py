@@ -13,7 +13,7 @@ from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.likelihoods import Likelihood, likelihood_of
 from laplace_lora.predictive import Predictive, of_options
-from laplace_lora.readouts import Readout, readout_of_data, split_labels
+from laplace_lora.readouts import ClassLogits, Readout, has_one_output, readout_of_data, split_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +70,19 @@ class Reader:
             return Predictive.of_top_classes(mean, covariance, rule, points)
         return of_options(mean, covariance, rule, points)
 
-    def require_same_rows(self, other: Readout, sites: Sequence[Site]) -> None:
-        """Refuse a readout that reads output embeddings which the posterior does not cover.
+    def require_compatible(self, other: Readout, model: nn.Module, sites: Sequence[Site]) -> None:
+        """Refuse a readout that makes nothing of this model, or reads what the posterior does not cover.
 
         Args:
             other: Another readout of the same model.
+            model: The PEFT model.
             sites: The posterior's weight matrices.
 
         Raises:
-            LaplaceLoRAError: It reads other rows of them.
+            LaplaceLoRAError: It is a softmax over one output, or reads other rows of the output embeddings.
         """
+        if isinstance(other, ClassLogits) and self.config.likelihood == "categorical" and has_one_output(model):
+            raise LaplaceLoRAError(f"{other!r} would be a softmax over the model's one output; use Scalar().")
         mine, its = ([] if r.head_rows is None else r.head_rows.tolist() for r in (self.readout, other))
         if mine != its and any(site.at_head for site in sites):
             raise LaplaceLoRAError(
@@ -99,12 +102,14 @@ class Reader:
         """
         if top_k is None:
             return
+        if not self.likelihood.shift_invariant:
+            raise LaplaceLoRAError(f"top_k={top_k} is for classes, and {self.readout!r} reads none; leave it out.")
         if self.readout.separate:
             raise LaplaceLoRAError(
                 f"top_k={top_k} saves nothing with {self.readout!r}, where one backward pass serves all options; leave "
                 "it out."
             )
-        if not (self.likelihood.shift_invariant and 2 <= top_k <= classes):
+        if not 2 <= top_k <= classes:
             raise LaplaceLoRAError(f"top_k={top_k} is out of range; give a number from 2 to the {classes} classes.")
 
 

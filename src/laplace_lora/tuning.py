@@ -67,7 +67,16 @@ def by_evidence(
             outputs,
             config.noise_variance,
         )
-        return Tuned(result.precision, result.scale * config.noise_variance)
+        gamma = float(posterior.effective_parameters(result.precision * result.scale).sum())
+        warning = None
+        if gamma > 0.5 * outputs:
+            warning = (
+                f"the evidence takes {gamma:.0f} effective parameters to explain {outputs} targets, and the noise "
+                "variance "
+                "RSS / (N - gamma) is then too large, the more so as structures other than 'exact' overstate gamma; "
+                "tune on held-out data instead: tune_prior('validation', loader)."
+            )
+        return Tuned(result.precision, result.scale * config.noise_variance, warning)
     scale = noise_variance / config.noise_variance
     scaled = priors.fixed_point(posterior, precision * scale, squared_norms / scale).precision
     warning = None
@@ -104,16 +113,19 @@ def by_validation(
     noise = config.noise_variance
     if predictive is None:
         result = priors.validate_noise(mean.cpu(), covariances.cpu(), labels.cpu(), priors.SCALES, noise)
-        return Tuned(precision * result.precision, noise * result.scale)
+        multiple = float(result.precision * result.scale)
+        at_edge = not float(priors.SCALES[0]) * 1.01 < multiple < float(priors.SCALES[-1]) * 0.99
+        return Tuned(precision * result.precision, noise * result.scale, _edge_warning(multiple) if at_edge else None)
     chosen = priors.choose_scale(mean, covariances, labels, predictive)
-    warning = None
-    if chosen.at_edge:
-        warning = (
-            f"the validation data prefer a prior precision at the edge of what was tried (factor {chosen.scale:g}): a "
-            "high one says that the trained adapter's own probabilities are best, a low one that they say little; "
-            "check the labels."
-        )
-    return Tuned(precision * chosen.scale, noise, warning)
+    return Tuned(precision * chosen.scale, noise, _edge_warning(chosen.scale) if chosen.at_edge else None)
+
+
+def _edge_warning(scale: float) -> str:
+    return (
+        f"the validation data prefer a prior precision at the edge of what was tried (factor {scale:g}): a high one "
+        "says "
+        "that the trained adapter's own predictions are best, a low one that they say little; check the labels."
+    )
 
 
 def log_marginal_likelihood(

@@ -223,3 +223,97 @@ def test_labels_beyond_a_rows_choices_are_named(encoder: Path, tmp_path: Path) -
         run("train", "--model", encoder, "--data", data, "--out", tmp_path / "a", "--readout", "options", "--quiet")
     )
     assert f"{data}:4: the label 7 is none of the row's 3 choices" in message
+
+
+# --- what a review found ---------------------------------------------------------------------------------------
+
+
+def _train(tmp_path: Path, base: Path, items: list[dict[str, Any]], *options: object) -> Any:
+    data = write_jsonl(tmp_path / "d.jsonl", items)
+    return run("train", "--model", base, "--data", data, "--out", tmp_path / "a", *QUICK, *options)
+
+
+def test_options_without_a_use_are_refused(language_model: Path, encoder: Path, tmp_path: Path) -> None:
+    pairs = [{"chosen": "good film", "rejected": "bad film"}] * 4
+    numbers = [{"text": "good film", "label": 0.5}] * 4
+    for base, items, options, part in (
+        (encoder, pairs, ("--labels", "x,y"), "--labels has no use where outputs are read by pairwise"),
+        (encoder, numbers, ("--readout", "scalar", "--labels", "x,y"), "--labels has no use"),
+        (encoder, _choices(6), ("--readout", "options", "--normalise", "tokens"), "--normalise has no use"),
+        (encoder, rows(6, 2), ("--readout", "class", "--answers", "yes,no"), "--answers has no use"),
+    ):
+        assert part in error_line(_train(tmp_path, base, items, *options))
+    labelled = [{**pair, "label": 1} for pair in pairs]
+    assert "d.jsonl:1 has a label beside its two texts" in error_line(_train(tmp_path, encoder, labelled))
+    same = [{"chosen": "good film", "rejected": "good film"}, *pairs]
+    assert "d.jsonl:1: the chosen and the rejected text are the same" in error_line(_train(tmp_path, encoder, same))
+    assert not (tmp_path / "a").exists()
+
+
+def test_answers_alone_ask_for_a_language_model(language_model: Path, tmp_path: Path) -> None:
+    labelled = [{"text": row["text"], "label": ("yes", "no")[row["label"]]} for row in rows(8, 2)]
+    result = _train(tmp_path, language_model, labelled, "--answers", "yes,no")
+    assert result.exit_code == 0, result.stderr
+    saved = json.loads((tmp_path / "a" / TRAINING_CONFIG).read_text())
+    assert saved["readout"]["name"] == "answer_tokens"
+    # The settings of the training are those of the fit, without asking again.
+    data = tmp_path / "d.jsonl"
+    assert run("fit", "--adapter", tmp_path / "a", "--data", data, "--quiet").exit_code == 0
+    model, _, names = load_adapter(tmp_path / "a")
+    assert names == ("yes", "no")
+    assert LaplaceLoRA.from_pretrained(model, tmp_path / "a").readout.settings() == saved["readout"]["settings"]
+
+
+def test_normalisation_is_kept_and_can_be_changed(language_model: Path, tmp_path: Path) -> None:
+    result = _train(tmp_path, language_model, _choices(8), "--readout", "options", "--normalise", "characters")
+    assert result.exit_code == 0, result.stderr
+    for options, expected in (
+        ((), "characters"),
+        (("--readout", "options"), "characters"),
+        (("--normalise", "tokens"), "tokens"),
+    ):
+        assert (
+            run("fit", "--adapter", tmp_path / "a", "--data", tmp_path / "d.jsonl", "--quiet", *options).exit_code == 0
+        )
+        la = LaplaceLoRA.from_pretrained(load_adapter(tmp_path / "a")[0], tmp_path / "a")
+        assert la.readout.settings() == {"normalise": expected}
+
+
+def test_letters_as_labels_and_more_choices_in_other_files(encoder: Path, tmp_path: Path) -> None:
+    letters = [{**item, "label": "ABC"[item["label"]]} for item in _choices(8)]
+    more = write_jsonl(tmp_path / "more.jsonl", _choices(9, ragged=True))
+    result = _train(tmp_path, encoder, letters, "--readout", "options", "--validation", more)
+    assert result.exit_code == 0, result.stderr
+    adapter, data = tmp_path / "a", tmp_path / "d.jsonl"
+    assert run("fit", "--adapter", adapter, "--data", data, "--validation", more, "--quiet").exit_code == 0
+    options = ("--out", tmp_path / "report", "--ood", more, "--quiet")
+    result = run("evaluate", "--adapter", adapter, "--data", data, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "ood" in json.loads((tmp_path / "report" / "metrics.json").read_text())
+
+
+def test_instructions_with_and_without_input(language_model: Path, tmp_path: Path) -> None:
+    texts = [row["text"] for row in rows(24, 2)]
+    items = [
+        {"instruction": a, "input": "" if i % 2 else "the plot", "output": " " + b}
+        for i, (a, b) in enumerate(zip(texts[:12], texts[12:], strict=True))
+    ]
+    result = _train(tmp_path, language_model, items)
+    assert result.exit_code == 0, result.stderr
+    saved = json.loads((tmp_path / "a" / TRAINING_CONFIG).read_text())
+    assert "{{ input }}" in saved["input_format"]["template"]
+
+
+def test_a_template_for_completions(language_model: Path, tmp_path: Path) -> None:
+    items = [{"prompt": "the film", "completion": " was " + row["text"]} for row in rows(8, 2)]
+    result = _train(tmp_path, language_model, items, "--template", "why {{ prompt }}")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_tuning_that_cannot_work_is_refused_before_the_pass(language_model: Path, tmp_path: Path) -> None:
+    items = [{"prompt": "the film", "completion": " was " + row["text"]} for row in rows(8, 2)]
+    assert _train(tmp_path, language_model, items).exit_code == 0
+    data = tmp_path / "d.jsonl"
+    message = error_line(run("fit", "--adapter", tmp_path / "a", "--data", data, "--validation", data, "--quiet"))
+    assert "validation tuning needs classes" in message
+    assert not (tmp_path / "a" / "posterior_config.json").exists()

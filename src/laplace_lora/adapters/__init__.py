@@ -7,7 +7,7 @@ from laplace_lora.adapters.fingerprint import Fingerprint, fingerprint
 from laplace_lora.adapters.kinds import FACTORIES, ModelKind
 from laplace_lora.adapters.loading import empty_model, load_model, unfilled_keys
 from laplace_lora.adapters.site import Site, with_rows
-from laplace_lora.adapters.weights import adapter_state_dict, moved_to, perturbed_state_dict
+from laplace_lora.adapters.weights import adapter_state_dict, moved_to, perturbed_state_dicts
 
 __all__ = [
     "FACTORIES",
@@ -24,7 +24,7 @@ __all__ = [
     "load_model",
     "moved_to",
     "output_embeddings",
-    "perturbed_state_dict",
+    "perturbed_state_dicts",
     "read_saved_adapter",
     "task_type",
     "unfilled_keys",

@@ -46,31 +46,34 @@ def keys_by_parameter(model: nn.Module, state: Mapping[str, Tensor]) -> dict[int
     return {id(p): keys[p.data_ptr()] for p in model.parameters() if p.numel() and p.data_ptr() in keys}
 
 
-def perturbed_state_dict(
+def perturbed_state_dicts(
     model: nn.Module, adapter: str, sites: Sequence[Site], deviations: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Return the adapter's weights with a deviation added at every site.
+) -> list[dict[str, Tensor]]:
+    """Return copies of the adapter's weights, with deviations added at every site.
 
     Args:
         model: The PEFT model that holds the trained values.
         adapter: Name of the adapter.
         sites: Its sites.
-        deviations: One (out_features, in_features) matrix per site, the bias as last column.
+        deviations: One (n, out_features, in_features) tensor per site, the bias as last column.
 
     Returns:
-        New tensors under PEFT's keys, for ``peft.set_peft_model_state_dict``; in the parameters' dtype,
-        but never below float32, where rounding would hide a small posterior variance.
+        n dictionaries of new tensors under PEFT's keys, for ``peft.set_peft_model_state_dict``; in the parameters'
+        dtype, but never below float32, where rounding would hide a small posterior variance.
     """
     state = adapter_state_dict(model, adapter)
     keys = keys_by_parameter(model, state)
-    moved: dict[str, Tensor] = {}
-    for site, deviation in zip(sites, deviations, strict=True):
-        for parameter, value in site.moved(deviation).items():
-            for key in keys[id(parameter)]:
-                # Tied output embeddings hold the transposed matrix.
-                turned = state[key].shape != value.shape
-                moved[key] = (value.T if turned else value).clone(memory_format=torch.contiguous_format)
-    return {key: moved[key] if key in moved else value.clone() for key, value in state.items()}
+    copies = []
+    for draw in zip(*deviations, strict=True):
+        moved: dict[str, Tensor] = {}
+        for site, deviation in zip(sites, draw, strict=True):
+            for parameter, value in site.moved(deviation).items():
+                for key in keys[id(parameter)]:
+                    # Tied output embeddings hold the transposed matrix.
+                    turned = state[key].stride() != parameter.stride()
+                    moved[key] = (value.T if turned else value).clone(memory_format=torch.contiguous_format)
+        copies.append({key: moved[key] if key in moved else value.clone() for key, value in state.items()})
+    return copies
 
 
 @contextlib.contextmanager
@@ -79,7 +82,7 @@ def moved_to(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
 
     Args:
         model: The PEFT model.
-        state: Under PEFT's keys, from :func:`perturbed_state_dict`.
+        state: Under PEFT's keys, from :func:`perturbed_state_dicts`.
 
     Yields:
         Nothing. The trained weights are put back bit by bit, whatever happens.

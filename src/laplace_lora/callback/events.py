@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from laplace_lora import tuning
-from laplace_lora.adapters import altered_start, fingerprint
+from laplace_lora.adapters import fingerprint
 from laplace_lora.callback import loaders, measures, trainers
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import backward_passes
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.readouts import Readout
@@ -255,10 +255,10 @@ class LaplaceCallback(TrainerCallback):
                 metrics |= found
                 evaluated += batches
         metrics["forward_passes"] = float(counted.batches + evaluated)
-        metrics["backward_passes"] = float(
-            counted.batches * measures.backward_passes(la, fitting=True)
-            + evaluated * measures.backward_passes(la, fitting=False)
-        )
+        classes = la.training.classes if la.training is not None else 0
+        fitting = backward_passes(la.config, la.readout, classes, fitting=True)
+        predicting = backward_passes(la.config, la.readout, classes)
+        metrics["backward_passes"] = float(counted.batches * fitting + evaluated * predicting)
         return la, metrics
 
     def _try_out(self, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -272,7 +272,7 @@ class LaplaceCallback(TrainerCallback):
             warnings.simplefilter("ignore")
             la = LaplaceLoRA(model, config, readout).fit(first)
             if self.prior == "evidence":
-                tuning.require_known_start(altered_start(model))
+                la.require_tunable("evidence")
                 la.log_marginal_likelihood()  # not yet tuned: one batch is too little
             for name, evaluation in self._eval_loaders.items():
                 held_out = loaders.FirstBatch(evaluation)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature import head_only
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.metrics import ece, nll
 from laplace_lora.laplace import LaplaceLoRA
@@ -158,27 +157,6 @@ def evaluation_measures(la: LaplaceLoRA, loader: Iterable[Batch], prefix: str) -
             measures[f"nll{name}"] = nll(p.numpy(), truth)
             measures[f"ece{name}"] = ece(p.numpy(), truth)
     return {f"{prefix}_{name}": value for name, value in measures.items()}, labelled.batches
-
-
-def backward_passes(la: LaplaceLoRA, *, fitting: bool) -> int:
-    """Return the number of backward passes that each batch takes.
-
-    Args:
-        la: Fitted.
-        fitting: Whether the batch is fitted to, or predicted.
-
-    Returns:
-        Their number.
-    """
-    classes = la.training.classes if la.training is not None else 0
-    readout = la.readout
-    if head_only(la.config, readout):
-        return 0
-    if readout.separate or isinstance(readout, NextToken):
-        return 1
-    if fitting and la.config.fisher_for(classes, readout.name) != "exact":
-        return 1
-    return classes if la.noise_variance is not None else classes - 1
 
 
 def _gaussian_measures(prediction: Predictive, labels: Tensor, noise: float) -> dict[str, float]:

@@ -63,8 +63,11 @@ Answers = Annotated[
     ),
 ]
 Normalise = Annotated[
-    str,
-    typer.Option(help="Divide an option's log-likelihood by: none, tokens or characters.", metavar="HOW"),
+    str | None,
+    typer.Option(
+        help="Divide the log-likelihood of an option's text by: none, tokens or characters.  [default: none]",
+        metavar="HOW",
+    ),
 ]
 Quantization = Annotated[
     str | None,

@@ -41,20 +41,28 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     """
     ready = Prepared.of(config, console)
     if ready.la.readout.likelihood in ("gaussian", "tokens"):
-        _require_no_classes(config)
         of_texts = ready.la.readout.likelihood == "tokens"
+        _refuse_unused(config, of_texts)
         figures, text = evaluate_texts(ready) if of_texts else evaluate_real(ready)
         found = Evaluation(figures, None, text)
     else:
+        _refuse_samples(config)
         comparison, ood = evaluate_classes(ready)
         found = Evaluation(comparison, ood, f"{verdict(comparison)}\n\n{terminal_table(comparison)}")
     console.say("saved", f"report in {config.out / 'report.html'}", out=str(config.out))
     return found
 
 
-def _require_no_classes(config: EvaluateConfig) -> None:
+def _refuse_unused(config: EvaluateConfig, of_texts: bool) -> None:
+    if not of_texts:
+        _refuse_samples(config)
     for option, value in (("--validation", config.validation), ("--ood", config.ood)):
         if value is not None:
             raise LaplaceLoRAError(
                 f"{option} is for predictions of classes, which this adapter does not make; leave it out."
             )
+
+
+def _refuse_samples(config: EvaluateConfig) -> None:
+    if config.samples is not None:
+        raise LaplaceLoRAError("--samples is for the tokens of texts (next-token); leave it out.")

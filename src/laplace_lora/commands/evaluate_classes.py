@@ -66,8 +66,7 @@ def evaluate_classes(ready: Prepared) -> tuple[Comparison, OutOfDistribution | N
     detection = None
     if outside is not None:
         detection = ood_scores(
-            methods,
-            _methods(outside, temperature),
+            *_as_wide(methods, _methods(outside, temperature)),
             in_mutual_information={"laplace": inside.mutual_information.numpy()},
             out_mutual_information={"laplace": outside.mutual_information.numpy()},
         )
@@ -99,7 +98,8 @@ class _Found:
         self._write_report(folder / "report.html")
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        names = self.ready.opened.label_names
+        pairs = self.ready.la.readout.name == "pairwise_reward"
+        names = self.ready.opened.shown_names if pairs else self.ready.opened.label_names
         for example, record in zip(self.examples, records(self.predictive, self.ready.opened), strict=True):
             label = int(example.label or 0)
             record["prediction"] = record["label"]
@@ -145,6 +145,16 @@ def _methods(predictive: Predictive, temperature: float | None) -> dict[str, Any
     if temperature is not None:
         methods["temperature"] = softmax(predictive.mean.numpy() / temperature)
     return {**methods, "laplace": predictive.probabilities.numpy()}
+
+
+def _as_wide(inside: dict[str, Any], outside: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give both the same number of options: those that are absent have probability 0."""
+    widest = max(inside["map"].shape[1], outside["map"].shape[1])
+
+    def widened(methods: dict[str, Any]) -> dict[str, Any]:
+        return {name: np.pad(p, ((0, 0), (0, widest - p.shape[1]))) for name, p in methods.items()}
+
+    return widened(inside), widened(outside)
 
 
 def _temperature(la: LaplaceLoRA, batches: Watched, progress: bool) -> float:

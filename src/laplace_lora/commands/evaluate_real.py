@@ -11,6 +11,7 @@ from laplace_lora.commands.output import whole_files
 from laplace_lora.commands.prepared import Prepared, write_json, write_lines
 from laplace_lora.commands.records import real_records
 from laplace_lora.commands.watched import Watched
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.figures import Figures, figures_table, measure
 from laplace_lora.evaluation.plain_report import plain_report
 from laplace_lora.evaluation.regression import DESCRIPTIONS, coverage_curve, gaussian_measures
@@ -26,8 +27,16 @@ def evaluate_real(ready: Prepared) -> tuple[Figures, str]:
 
     Returns:
         The figures, and a table for a terminal.
+
+    Raises:
+        LaplaceLoRAError: The posterior was fitted without labels.
     """
     la, config = ready.la, ready.config
+    if la.training is None or la.training.log_likelihood is None:
+        raise LaplaceLoRAError(
+            "the posterior was fitted without labels, so that the trained adapter's own noise is not known; fit it "
+            "again with labels."
+        )
     start = time.perf_counter()
     batches = Watched(ready.batches, la)
     predictive = ready.predict(batches, "evaluate")

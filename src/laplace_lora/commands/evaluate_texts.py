@@ -25,6 +25,8 @@ DESCRIPTIONS = {
     "confidence": "mean probability of the likeliest token",
 }
 _BINS = 15
+#: Adapters drawn, if nobody says.
+SAMPLES = 8
 
 
 def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
@@ -46,7 +48,8 @@ def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
     seconds = {"predict": time.perf_counter() - start}
     batches.warn(ready.console, config.data, "every figure flatters")
     start = time.perf_counter()
-    states = la.sample(config.samples, seed=la.config.seed)
+    count = config.samples or SAMPLES
+    states = la.sample(count, seed=la.config.seed)
     bar = tqdm(ready.batches, desc="sampled", unit="batch", disable=not ready.console.progress)
     parts = [sampled_token_scores(la.model, la.readout, batch, states) for batch in bar]
     seconds["sampled"] = time.perf_counter() - start
@@ -62,10 +65,10 @@ def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
         curves={name: _reliability(score) for name, score in scores.items()},
         caption="Confidence in the likeliest token against how often it is right: on the diagonal, both agree.",
         axes=("confidence", "accuracy"),
-        details=ready.details(seconds, [("Adapters drawn", config.samples), ("Tokens", f"{tokens:,}")]),
+        details=ready.details(seconds, [("Adapters drawn", count), ("Tokens", f"{tokens:,}")]),
     )
     with whole_files(config.out) as folder:
-        more: dict[str, Any] = {"tokens": tokens, "samples": config.samples}
+        more: dict[str, Any] = {"tokens": tokens, "samples": count}
         write_json(folder / "metrics.json", ready.document(figures.to_dict(), seconds, **more))
         write_lines(folder / "predictions.jsonl", _records(ready, predictive, scores["map"]))
         (folder / "report.html").write_text(report, encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable
 from laplace_lora.commands.output import check_writable
-from laplace_lora.commands.readout_choice import NAMES, ReadoutWish
+from laplace_lora.commands.readout_choice import NAMES, ReadoutWish, refuse_unused
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
@@ -88,7 +88,10 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     opened = open_adapter(config.source, config.label_names, progress=console.progress)
     folder = download_adapter(local_or_hub(config.source.adapter))
     given = _given_format(config, folder)
-    data = opened.choose(_wish(config, folder), config.data, given)
+    wish = _wish(config, folder)
+    data = opened.choose(wish, config.data, given)
+    assert opened.readout is not None
+    refuse_unused(opened.readout.name, opened.kind, wish, config.label_names)
     form = opened.complete(given, data)
     validation = None if config.validation is None else opened.scan(config.validation, form, "required")
     encoder = opened.encoder(form)
@@ -97,6 +100,8 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     if not isinstance(prior, str):
         laplace = dataclasses.replace(laplace, prior_precision=float(prior))
     la = LaplaceLoRA(opened.model, laplace, opened.readout, input_format=form)
+    if isinstance(prior, str):
+        la.require_tunable(prior)
     batches = encoder.batches(data, config.batch_size)
     _say_plan(console, la, opened, batches)
     start = time.perf_counter()
@@ -134,14 +139,16 @@ def _output_folder(config: FitConfig) -> Path:
 
 
 def _wish(config: FitConfig, folder: Path) -> ReadoutWish:
-    """Return what is asked for or, where nothing is, what ``train`` left."""
-    if config.readout.name is not None or config.readout.answers is not None:
-        return config.readout
-    saved = saved_readout(folder)
+    """Return what is asked for; what nobody asks for is as ``train`` left it."""
+    asked, saved = config.readout, saved_readout(folder)
     if saved is None:
-        return config.readout
+        return asked
     name = next(short for short, long in NAMES.items() if long == saved.name)
-    return ReadoutWish(name, saved=saved)
+    if asked.name not in (None, name):
+        return asked
+    if asked.answers is None and asked.normalise is None:
+        return ReadoutWish(name, saved=saved)
+    return ReadoutWish(name, asked.answers, asked.normalise)
 
 
 def _given_format(config: FitConfig, folder: Path) -> InputFormat:
@@ -157,7 +164,7 @@ def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, batches: B
     readout = la.readout
     fisher = la.config.fisher_for(opened.classes, readout.name)
     forward, examples = len(batches), len(batches.file)
-    each = backward_passes(la.config, readout, opened.classes if fisher == "exact" else 2)
+    each = backward_passes(la.config, readout, opened.classes, fitting=True)
     console.say(
         "plan",
         f"fit: {examples} examples, {opened.classes} {'outputs' if readout.full_covariance else 'classes'}, structure "

@@ -1,6 +1,7 @@
 """An adapter and a data file, brought together: what every verb begins with."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from laplace_lora.commands.readout_choice import (
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, open_rows, scan
 from laplace_lora.data.scan import Labels, Reader
-from laplace_lora.errors import AdapterFileError, LaplaceLoRAError, UnsupportedInputError, first_line
+from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.loading import load_adapter
 from laplace_lora.persistence import InputFormat
 from laplace_lora.readouts import Readout, is_causal, is_classifier, is_multiple_choice
@@ -90,12 +91,13 @@ class OpenAdapter:
         name = readout_name(wish, self.kind, self.classes, data)
         layout = readout_layout(name, self.kind)
         names = self.label_names if name in ("class_logits", "answer_tokens") else None
-        reader = label_reader(layout, name, self.classes if self.kind == "classifier" else None, names)
+        known = names if names is not None or name != "answer_tokens" else wish.answers
+        reader = label_reader(layout, name, self.classes if self.kind == "classifier" else None, known)
         file = scan(
             data,
             reader,
             layout=layout,
-            form=given_form(layout, form.template, form.pair_template),
+            form=given_form(layout, form.template, form.pair_template, data),
             pairs=self.pairs,
             progress=self.progress,
         )
@@ -115,16 +117,19 @@ class OpenAdapter:
         Returns:
             The file.
         """
-        return scan(
+        file = scan(
             path,
             self.labels,
             layout=self.layout,
-            form=given_form(self.layout, form.template, form.pair_template),
+            form=given_form(self.layout, form.template, form.pair_template, path),
             pairs=self.pairs,
             labels=labels,
             name=name,
             progress=self.progress,
         )
+        if self.readout is not None and self.readout.name == "answer_tokens":
+            require_answers(file, self.classes)
+        return file
 
     def complete(self, form: InputFormat, file: DataFile) -> InputFormat:
         """Fill in what was not given of an input format.
@@ -155,6 +160,29 @@ class OpenAdapter:
             The encoder.
         """
         return make_encoder(self.model, self.tokenizer, form, layout or self.layout)
+
+
+def require_answers(file: DataFile, answers: int) -> None:
+    """Refuse rows with more choices than there are answers, and say so where some have fewer.
+
+    Args:
+        file: The data.
+        answers: Number of answers, K.
+
+    Raises:
+        DataFileError: A row has more choices.
+    """
+    if file.most_choices > answers:
+        raise DataFileError(
+            f"{file.name} has a row with {file.most_choices} choices, and the adapter answers by {answers} tokens; "
+            "remove such rows, or train with that many --answers."
+        )
+    if 0 < file.fewest_choices < answers:
+        warnings.warn(
+            f"some rows of {file.name} have {file.fewest_choices} choices, fewer than the {answers} answers; the "
+            "answers beyond keep the little probability that the model gives them.",
+            stacklevel=2,
+        )
 
 
 def require_readable(*paths: Path | None) -> None:
@@ -291,7 +319,7 @@ def make_encoder(model: nn.Module, tokenizer: Any, form: InputFormat, layout: La
     """
     embedded: Any = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module is typed, PEFT is not
     size, side = embedded.weight.shape[0], form.padding_side or "right"
-    return Encoder(tokenizer, form.max_length, side, size, layout, continues=not is_multiple_choice(model))
+    return Encoder(tokenizer, form.max_length, side, size, layout, continues=is_causal(model))
 
 
 def _positions(model: nn.Module) -> int | None:

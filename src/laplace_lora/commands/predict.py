@@ -22,11 +22,10 @@ from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
 from laplace_lora.curvature import backward_passes
 from laplace_lora.data import open_rows
-from laplace_lora.data.collation import IGNORED
 from laplace_lora.errors import LaplaceLoRAError, OutputError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.predictive import Predictive
-from laplace_lora.readouts import NextToken, Scalar
+from laplace_lora.readouts import IGNORED, NextToken, Scalar
 
 STANDARD = "-"
 
@@ -70,14 +69,14 @@ def predict(config: PredictConfig, console: Console) -> int:
     with _readable(config.data) as (path, name):
         first = next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
         opened, la = open_posterior(config.source, config.posterior, console)
-        readout, form = la.readout, la.input_format
+        readout, form, layout = la.readout, la.input_format, opened.layout
         if readout.name == "pairwise_reward" and first is not None and "chosen" not in first.fields:
             # Single texts, whose rewards are wanted.
             readout = opened.readout = Scalar()
             form = dataclasses.replace(form, template=None, pair_template=None)
         data = opened.scan(path, form, "ignored", name)
         opened.classes = max(opened.classes, data.most_choices) if readout.name == "option_scores" else opened.classes
-        encoder = opened.encoder(opened.complete(form, data))
+        encoder = opened.encoder(opened.complete(form, data), layout)
         if config.top_k is not None and config.top_k > opened.classes:
             raise LaplaceLoRAError(
                 f"--top-k {config.top_k} is more than the adapter's {opened.classes} classes; give a number from 2 to "

@@ -16,6 +16,7 @@ from laplace_lora.commands.records import require_numbers
 from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
 from laplace_lora.data import DataFile, Encoder
 from laplace_lora.data.encoding import Batches
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.persistence import InputFormat
 from laplace_lora.predictive import Predictive, concatenate
@@ -33,7 +34,7 @@ class EvaluateConfig:
         validation: More labelled data, to choose the temperature of temperature scaling on.
         ood: Data of another kind (labels ignored), to be told apart by their uncertainty.
         batch_size: Rows per forward pass.
-        samples: Adapters drawn from the posterior, whose probabilities of tokens are averaged.
+        samples: Adapters drawn from the posterior, whose probabilities of tokens are averaged; 8 if None.
     """
 
     source: AdapterSource
@@ -43,7 +44,7 @@ class EvaluateConfig:
     validation: Path | None = None
     ood: Path | None = None
     batch_size: int = 16
-    samples: int = 8
+    samples: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +188,15 @@ def open_posterior(source: AdapterSource, posterior: str | None, console: Consol
 
     Returns:
         The adapter, read as in the fit, and the posterior.
+
+    Raises:
+        LaplaceLoRAError: The command line cannot use it.
     """
     opened = open_adapter(source, progress=console.progress)
     la = LaplaceLoRA.from_pretrained(opened.model, local_or_hub(posterior or source.adapter))
     assert la.training is not None
+    if la.readout.name == "class_logits" and la.config.likelihood == "gaussian":
+        raise LaplaceLoRAError("a posterior over several real outputs can be used from Python only: la.predict(batch).")
     opened.readout, opened.label_names, opened.classes = la.readout, la.input_format.label_names, la.training.classes
     return opened, la
 

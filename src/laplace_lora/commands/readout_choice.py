@@ -11,6 +11,7 @@ from laplace_lora.data import (
     Layout,
     NoLabels,
     RealReader,
+    Row,
     RowFormat,
     default_answers,
     layout_of,
@@ -31,7 +32,8 @@ NAMES = {
     "pairwise": "pairwise_reward",
 }
 #: Most choices of a row, and most classes that are counted where no names are given.
-MOST_CHOICES, MOST_CLASSES = 26, 10_000
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+MOST_CHOICES, MOST_CLASSES = len(LETTERS), 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +43,13 @@ class ReadoutWish:
     Attributes:
         name: One of ``NAMES``; None to infer it.
         answers: Words of ``answers``; by the prompt if None.
-        normalise: What ``options`` divides log-likelihoods by: ``none``, ``tokens`` or ``characters``.
+        normalise: What ``options`` divides log-likelihoods by: ``none`` (if None), ``tokens`` or ``characters``.
         saved: What was saved with the adapter, where nothing else is asked for.
     """
 
     name: str | None = None
     answers: tuple[str, ...] | None = None
-    normalise: str = "none"
+    normalise: str | None = None
     saved: Readout | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +60,29 @@ class ReadoutWish:
         """
         if self.name is not None and self.name not in NAMES:
             raise LaplaceLoRAError(f"readout {self.name!r} is not known; choose one of {', '.join(NAMES)}.")
+
+
+def refuse_unused(name: str, kind: ModelKind, wish: ReadoutWish, labels: tuple[str, ...] | None) -> None:
+    """Refuse options that a readout has no use for.
+
+    Args:
+        name: The readout's name as it is saved.
+        kind: Kind of model.
+        wish: What is asked for.
+        labels: Label names that were given, or None.
+
+    Raises:
+        LaplaceLoRAError: One of them would be left out.
+    """
+    scored_by_text = name == "option_scores" and kind == "language_model"
+    for option, given, used in (
+        ("--answers", wish.answers, name == "answer_tokens"),
+        ("--normalise", wish.normalise, scored_by_text),
+        ("--labels", labels, name in ("class_logits", "answer_tokens")),
+    ):
+        if given is not None and not used:
+            short = next(key for key, value in NAMES.items() if value == name)
+            raise LaplaceLoRAError(f"{option} has no use where outputs are read by {short} ({kind}); leave it out.")
 
 
 def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: Path) -> str:
@@ -93,7 +118,7 @@ def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: 
         if {"chosen", "rejected"} <= fields:
             return "pairwise_reward"
         return "scalar" if outputs == 1 else "class_logits"
-    if {"prompt", "completion"} <= fields or {"instruction", "output"} <= fields:
+    if is_text_to_learn(first):
         return "next_token"
     if "choices" in fields and wish.answers is None:
         raise LaplaceLoRAError(
@@ -103,6 +128,19 @@ def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: 
     return "answer_tokens"
 
 
+def is_text_to_learn(row: Row | None) -> bool:
+    """Say whether a row is a text that continues another, and nothing else.
+
+    Args:
+        row: The first row; None of an empty file.
+
+    Returns:
+        Whether it is.
+    """
+    fields = set() if row is None else set(row.fields)
+    return {"prompt", "completion"} <= fields or {"instruction", "output"} <= fields
+
+
 def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple[str, ...] | None) -> Reader:
     """Return what reads a file's labels.
 
@@ -110,7 +148,7 @@ def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple
         layout: Of the readout.
         readout: Its name.
         classes: Number of classes; None where it is to be counted.
-        names: Names of the classes, or None.
+        names: Names of the classes, or None. Choices are also named by their letters.
 
     Returns:
         The reader.
@@ -120,18 +158,20 @@ def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple
     if layout.labels == "none":
         return NoLabels()
     if readout == "option_scores":
-        return LabelReader(MOST_CHOICES)
-    most = MOST_CHOICES if readout == "answer_tokens" else MOST_CLASSES
-    return LabelReader(classes or (len(names) if names is not None else most), names)
+        return LabelReader(MOST_CHOICES, LETTERS)
+    if readout == "answer_tokens" and classes is None and names is None:
+        return LabelReader(MOST_CHOICES, LETTERS)
+    return LabelReader(classes or (len(names) if names is not None else MOST_CLASSES), names)
 
 
-def given_form(layout: Layout, template: str | None, pair_template: str | None) -> RowFormat | None:
+def given_form(layout: Layout, template: str | None, pair_template: str | None, data: Path) -> RowFormat | None:
     """Return the templates that were given or saved.
 
     Args:
         layout: Of the readout.
         template: Of the text; None for that of the file's shape.
-        pair_template: Of the second text; that of the layout where it needs one and none was given.
+        pair_template: Of the second text; that of the file's shape where it needs one and none was given.
+        data: The file.
 
     Returns:
         The form, or None.
@@ -146,7 +186,8 @@ def given_form(layout: Layout, template: str | None, pair_template: str | None) 
             "pairs are read from the fields chosen and rejected, with or without a prompt; leave out --template."
         )
     if pair_template is None and layout.parts != "single":
-        pair_template = layout.shapes[-1][1].pair_template
+        row = next(open_rows(data), None)
+        pair_template = None if row is None else layout.pair_template(row)
     return RowFormat(template, pair_template)
 
 
@@ -184,13 +225,13 @@ def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: 
         DataFileError: There are no words to answer by, or too few.
     """
     if name == "option_scores":
-        reader = LabelReader(file.most_choices)
+        most = file.most_choices
         # OptionScores refuses what it does not know.
-        readout: Readout = wish.saved or OptionScores(wish.normalise)  # type: ignore[arg-type]
-        return Answered(readout, None, file.most_choices, _recounted(file, reader))
+        readout: Readout = wish.saved or OptionScores(wish.normalise or "none")  # type: ignore[arg-type]
+        return Answered(readout, None, most, _recounted(file, LabelReader(most, LETTERS[:most])))
     if name != "answer_tokens":
         classes = file.labels.classes if file.labels is not None else 1
-        return Answered(READOUTS[name](), names, 2 if name == "pairwise_reward" else classes, file)
+        return Answered(READOUTS[name](), names if name == "class_logits" else None, classes, file)
     if isinstance(wish.saved, AnswerTokens):
         count = len(wish.saved.token_ids)
         known = names if names is not None and len(names) == count else None

@@ -24,9 +24,11 @@ from laplace_lora.commands.readout_choice import (
     Answered,
     ReadoutWish,
     given_form,
+    is_text_to_learn,
     label_reader,
     readout_layout,
     readout_name,
+    refuse_unused,
     settle,
 )
 from laplace_lora.commands.settings import plain
@@ -130,7 +132,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
                 held_out,
                 config.training,
                 readout=settled.readout,
-                collator=partial(collate, padding=tokenizer.pad_token_id, side="right"),
+                collator=partial(collate, padding=tokenizer.pad_token_id),
                 checkpoints=folder / "checkpoints",
                 progress=console.progress,
             )
@@ -153,13 +155,14 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
 
 def _kind(config: TrainConfig) -> ModelKind:
     """Choose the kind of model by the readout and the data, and by whether the base reads from left to right."""
-    if config.readout.name in ("answers", "next-token"):
+    if config.readout.name in ("answers", "next-token") or (
+        config.readout.name is None and config.readout.answers is not None
+    ):
         return "language_model"
     if config.readout.name == "options":
         causal = is_causal_type(_load(AutoConfig, config).model_type)
         return "language_model" if causal else "multiple_choice"
-    first = next(open_rows(config.data), None)
-    texts = config.readout.name is None and first is not None and {"prompt", "completion"} <= set(first.fields)
+    texts = config.readout.name is None and is_text_to_learn(next(open_rows(config.data), None))
     return "language_model" if texts else "classifier"
 
 
@@ -170,18 +173,20 @@ def _scan(
     if names is not None and len(names) < 2:
         raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
     name = readout_name(config.readout, kind, None, config.data)
+    refuse_unused(name, kind, config.readout, names)
     layout = readout_layout(name, kind)
-    form = given_form(layout, config.template, None)
+    form = given_form(layout, config.template, None, config.data)
     pairs = tokenizer.sep_token is not None
-    reader = label_reader(layout, name, None, names)
+    known = names if names is not None or name != "answer_tokens" else config.readout.answers
+    reader = label_reader(layout, name, None, known)
     file = scan(config.data, reader, layout=layout, form=form, pairs=pairs, progress=progress)
     settled = settle(name, config.readout, file, tokenizer, names)
     if name == "class_logits":
         settled = _counted(config, settled)
     data, validation = settled.file, None
     if config.validation is not None:
-        assert data.labels is not None
-        validation = scan(config.validation, data.labels, layout=layout, form=data.form, pairs=pairs, progress=progress)
+        reader = label_reader(layout, name, settled.classes, settled.names)
+        validation = scan(config.validation, reader, layout=layout, form=data.form, pairs=pairs, progress=progress)
     return data, validation, settled
 
 

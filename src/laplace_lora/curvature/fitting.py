@@ -71,7 +71,7 @@ class _Tally:
         self.examples = 0
         self.labelled = 0
         self.log_likelihood = 0.0
-        self.correct = 0
+        self.correct = 0.0
         self.targets = 0
 
     def add(self, reading: Reading, labels: Tensor | None) -> None:
@@ -86,7 +86,7 @@ class _Tally:
             self.labelled += len(logits)
             self.log_likelihood += float(self.likelihood.log_likelihood(logits, labels).sum())
             if self.likelihood.shift_invariant:
-                self.correct += int((logits.argmax(dim=-1) == labels).sum())
+                self.correct += float(_share_right(logits, labels).sum())
         if self.labelled not in (0, self.examples):
             raise UnsupportedInputError("some batches have labels and some have none; give labels with all or none.")
 
@@ -101,6 +101,14 @@ class _Tally:
             inputs=inputs,
             targets=self.targets or None,
         )
+
+
+def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where the label's logit is the largest, 0 where it is not, and 1 / m where it ties with m - 1 others."""
+    largest = logits.max(dim=-1, keepdim=True).values
+    # Equal inputs give logits that are equal but for rounding.
+    best = logits >= largest - 16.0 * torch.finfo(logits.dtype).eps * largest.abs()
+    return best.gather(1, labels.long()[:, None])[:, 0].double() / best.sum(dim=-1)
 
 
 def fit_curvature(
@@ -175,20 +183,24 @@ def head_only(config: LaplaceConfig, readout: Readout) -> bool:
     return config.structure == "last_layer" and readout.reads_head
 
 
-def backward_passes(config: LaplaceConfig, readout: Readout, classes: int) -> int:
-    """Count the backward passes of one batch for all contrasts of its outputs.
+def backward_passes(config: LaplaceConfig, readout: Readout, classes: int, *, fitting: bool = False) -> int:
+    """Count the backward passes that one batch takes.
 
     Args:
         config: Settings.
         readout: How logits are read.
         classes: K.
+        fitting: Whether the batch is fitted to, not predicted.
 
     Returns:
-        K-1; 1 where every option has a row of its own or there is one output; 0 for a classification head alone.
+        K-1; 1 where every option has a row of its own, there is one output, or the Fisher takes one pass; 0 for a
+        classification head alone.
     """
     if head_only(config, readout):
         return 0
     if readout.separate or readout.likelihood in ("gaussian", "tokens"):
+        return 1
+    if fitting and config.fisher_for(classes, readout.name) != "exact":
         return 1
     return classes if config.likelihood == "gaussian" else classes - 1
 
@@ -264,6 +276,11 @@ def _check_classes(logits: Tensor, config: LaplaceConfig, readout: Readout) -> N
                 "the GGN, not for its inverse; use structure='kron' or 'diag' with NextToken."
             )
         return
+    if readout.separate and config.kfac == "reduce" and config.structure in ("kron", "last_layer"):
+        raise LaplaceLoRAError(
+            f"kfac='reduce' would average the inputs of an example's options, which {readout!r} compares; use "
+            "kfac='fitted'."
+        )
     categorical = config.likelihood == "categorical" and readout.likelihood != "gaussian"
     if categorical and classes < 2:
         raise UnsupportedInputError(

@@ -12,6 +12,7 @@ from laplace_lora.data.continuations import Continuation, continue_text, pad_tok
 from laplace_lora.data.layouts import CLASSES, Layout
 from laplace_lora.data.scan import DataFile, Example
 from laplace_lora.errors import DataFileError, first_line, is_rust_panic
+from laplace_lora.readouts import IGNORED
 
 
 @dataclasses.dataclass
@@ -24,7 +25,8 @@ class Encoder:
         padding_side: ``left`` or ``right``.
         embeddings: Number of tokens that the model knows; not checked if None.
         layout: What an example's texts are to each other.
-        continues: Whether choices continue the text, as a language model reads them; else the tokenizer joins the two.
+        continues: Whether the model reads from left to right: choices continue the text, where else the tokenizer
+            joins the two.
         truncated: Inputs cut to ``max_length`` so far.
     """
 
@@ -85,10 +87,24 @@ class Encoder:
 
     def _pairs(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         if examples[0].pair is None:  # single texts, whose rewards are wanted
-            return self._single(examples, name)
+            closed = [self._closed(example.text) for example in examples]
+            return self._tokens([example.line for example in examples], closed, None, name)
         lines = [example.line for example in examples for _ in range(2)]
-        texts = [text for example in examples for text in (example.text, example.pair or "")]
-        return _nested(self._tokens(lines, texts, None, name), [2] * len(examples))
+        texts = [self._closed(text) for example in examples for text in (example.text, example.pair or "")]
+        batch = self._tokens(lines, texts, None, name)
+        same = (batch["input_ids"][::2] == batch["input_ids"][1::2]).all(dim=1).tolist()
+        for example, equal in zip(examples, same, strict=True):
+            if equal:
+                raise DataFileError(
+                    f"{name}:{example.line}: the chosen and the rejected text are the same {self.max_length or ''} "
+                    "tokens; remove the row, or give a larger --max-length."
+                )
+        return _nested(batch, [2] * len(examples))
+
+    def _closed(self, text: str) -> str:
+        """End a text for a decoder, which is read at its end, as TRL's RewardTrainer does."""
+        end = self.tokenizer.eos_token
+        return text if not self.continues or not end or text.endswith(end) else text + end
 
     def _continued_choices(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         found = [self._continue(e.line, e.text, choice, name) for e in examples for choice in e.choices]
@@ -102,7 +118,7 @@ class Encoder:
         found = [self._continue(e.line, e.text, e.pair or "", name, end) for e in examples]
         batch = pad_tokens(found, self.tokenizer.pad_token_id, self.padding_side)
         counts = batch.pop("completion_mask").bool()
-        return batch | {"labels": batch["input_ids"].masked_fill(~counts, -100)}
+        return batch | {"labels": batch["input_ids"].masked_fill(~counts, IGNORED)}
 
     def _continue(self, line: int, text: str, rest: str, name: str, end: int | None = None) -> Continuation:
         try:

@@ -72,6 +72,8 @@ class LabelReader:
             return self._of_text(value, where)
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # a column of integers with a gap somewhere, as data frames write it
+        if isinstance(value, bool) and self.names is not None and str(value) in self.names:
+            return self.names.index(str(value))  # JSON's true, where the answers are False and True
         if isinstance(value, bool) or not isinstance(value, int):
             raise DataFileError(
                 f"{where}: the label {str(value)[:40]!r} is a {type(value).__name__}; write a class index or a name."
@@ -172,9 +174,16 @@ class NoLabels:
         """Read nothing.
 
         Args:
-            row: Not used.
-            name: Not used.
+            row: The row.
+            name: What messages call its file.
+
+        Raises:
+            DataFileError: It has a label, which would be left out.
         """
+        if any(row.fields.get(field) is not None for field in LABEL_FIELDS):
+            raise DataFileError(
+                f"{name}:{row.line} has a label beside its two texts, which say it all; remove that field."
+            )
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -15,8 +15,9 @@ _LISTED = "{% for choice in choices %} {{ letters[loop.index0] }}. {{ choice }}{
 
 _QUESTION = "Question: {{ question }}\nAnswer:"
 
-#: Prompts for a language model that answers by one token. The first two are the paper's (Yang et al., ICLR 2024).
+#: Prompts for a language model that answers by one token. The second and third are the paper's (Yang et al., 2024).
 ANSWER_SHAPES: tuple[Shape, ...] = (
+    (("passage", "question", "choices"), RowFormat("{{ passage }} " + _PROMPT + _LISTED)),
     (
         ("passage", "question"),
         RowFormat("Answer the question with only True or False: {{ question }} Context: {{ passage }}"),
@@ -47,6 +48,10 @@ _PAIRS: tuple[Shape, ...] = (
 )
 _COMPLETIONS: tuple[Shape, ...] = (
     (("prompt", "completion"), RowFormat("{{ prompt }}", "{{ completion }}")),
+    (
+        ("instruction", "input", "output"),
+        RowFormat("{{ instruction }}\n{% if input %}{{ input }}\n{% endif %}", "{{ output }}"),
+    ),
     (("instruction", "output"), RowFormat("{{ instruction }}\n", "{{ output }}")),
 )
 
@@ -80,6 +85,19 @@ class Layout:
         """
         return row_format(row, name, pairs or self.parts != "single", self.shapes)
 
+    def pair_template(self, row: Row) -> str | None:
+        """Return the second template of a row's shape, for a first one that somebody gave.
+
+        Args:
+            row: A row.
+
+        Returns:
+            The template; None where rows have one text.
+        """
+        fitting = (form.pair_template for fields, form in self.shapes if set(fields) <= set(row.fields))
+        seconds = (form.pair_template for _, form in self.shapes)
+        return next(fitting, None) or next(seconds, None)
+
 
 CLASSES = Layout()
 _OF_READOUT: dict[tuple[str, bool], Layout] = {
@@ -88,7 +106,7 @@ _OF_READOUT: dict[tuple[str, bool], Layout] = {
     ("answer_tokens", False): Layout(ANSWER_SHAPES, keep_end=True),
     ("option_scores", True): Layout(_ENCODER_OPTIONS, "choices"),
     ("option_scores", False): Layout(_LANGUAGE_OPTIONS, "choices", keep_end=True),
-    ("pairwise_reward", False): Layout(_PAIRS, "pair", "none"),
+    ("pairwise_reward", False): Layout(_PAIRS, "pair", "none", keep_end=True),
     ("next_token", False): Layout(_COMPLETIONS, "continuation", "none", keep_end=True),
 }
 
@@ -122,6 +140,6 @@ def default_answers(form: RowFormat, row: Row, names: tuple[str, ...] | None, mo
     for fields, known in ANSWER_SHAPES:
         if form == known and fields in ANSWERS:
             return ANSWERS[fields]
-        if form == known and fields == CHOICES_SHAPE:
+        if form == known and set(CHOICES_SHAPE) <= set(fields):
             return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: max(most, 2)])
     return names

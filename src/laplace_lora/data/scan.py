@@ -57,6 +57,7 @@ class DataFile:
         layout: What a row's texts are to each other.
         labelled: Whether the rows have labels, or need none.
         most_choices: Choices of the row that has most.
+        fewest_choices: Choices of the row that has fewest.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class DataFile:
     layout: Layout = CLASSES
     labelled: bool = False
     most_choices: int = 0
+    fewest_choices: int = 0
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the rows in order."""
@@ -115,6 +117,7 @@ def scan(
     name = name or str(path)
     counts = [0] * (reader.classes if isinstance(reader, LabelReader) else 0)
     total = labelled = most = 0
+    fewest: int | None = None
     used = None if labels == "ignored" else reader
     if form is None:
         first = next(open_rows(path, name), None)
@@ -126,6 +129,7 @@ def scan(
     for example in tqdm(rows, desc=f"check {name}", unit="row", delay=1.0, disable=not progress):
         total += 1
         most = max(most, example.listed)
+        fewest = example.listed if fewest is None else min(fewest, example.listed)
         if example.label is not None:
             labelled += 1
             if counts:
@@ -137,7 +141,7 @@ def scan(
     if total == 0:
         raise DataFileError(f"{name} has no rows; give a file with at least one example.")
     has_labels = labelled > 0 or (layout.labels == "none" and labels != "ignored")
-    return DataFile(path, name, form, used, total, tuple(counts), layout, has_labels, most)
+    return DataFile(path, name, form, used, total, tuple(counts), layout, has_labels, most, fewest or 0)
 
 
 def _examples(path: Path, name: str, form: RowFormat, reader: Reader | None, layout: Layout) -> Iterator[Example]:

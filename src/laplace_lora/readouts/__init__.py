@@ -13,11 +13,11 @@ from laplace_lora.readouts.inputs import (
     split_labels,
 )
 from laplace_lora.readouts.language_head import target_probabilities
-from laplace_lora.readouts.next_token import NextToken
+from laplace_lora.readouts.next_token import IGNORED, NextToken
 from laplace_lora.readouts.option_scores import OptionScores, is_multiple_choice
 from laplace_lora.readouts.pairwise_reward import PairwiseReward
 from laplace_lora.readouts.rows import Draw, ModelRows, Places, Reading
-from laplace_lora.readouts.scalar import Scalar
+from laplace_lora.readouts.scalar import Scalar, has_one_output
 
 #: Readouts by the name that is saved with a posterior.
 READOUTS: dict[str, type[Readout]] = {
@@ -25,6 +25,7 @@ READOUTS: dict[str, type[Readout]] = {
 }
 
 __all__ = [
+    "IGNORED",
     "LABEL_KEYS",
     "READOUTS",
     "AnswerTokens",
@@ -39,6 +40,7 @@ __all__ = [
     "Readout",
     "Scalar",
     "answer_token_ids",
+    "has_one_output",
     "is_causal",
     "is_causal_type",
     "is_classifier",

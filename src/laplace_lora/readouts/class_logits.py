@@ -65,7 +65,7 @@ def sequence_logits(readout: Readout, model: nn.Module, rows: ModelRows) -> Tens
             "the model reads its answer from the last token that is no padding, and knows no padding token; set "
             "model.config.pad_token_id = tokenizer.pad_token_id."
         )
-    outputs = model(**prepare_inputs(model, rows.inputs))
+    outputs = model(**prepare_inputs(model, _padded_as_known(model, rows)))
     logits = getattr(outputs, "logits", None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != rows.count:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(outputs).__name__
@@ -74,3 +74,11 @@ def sequence_logits(readout: Readout, model: nn.Module, rows: ModelRows) -> Tens
             "AutoModelForSequenceClassification."
         )
     return logits
+
+
+def _padded_as_known(model: nn.Module, rows: ModelRows) -> dict[str, Tensor]:
+    """Put the model's own padding token where padding is: decoders find the last real token by it."""
+    known, tokens = padding_token(model), rows.inputs.get("input_ids")
+    if rows.mask is None or known is None or tokens is None:
+        return rows.inputs
+    return {**rows.inputs, "input_ids": tokens.masked_fill(~rows.mask, known)}

@@ -8,11 +8,11 @@ from laplace_lora.adapters import task_type
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.readouts.base import Readout
 from laplace_lora.readouts.class_logits import ClassLogits
-from laplace_lora.readouts.inputs import is_causal, model_config
+from laplace_lora.readouts.inputs import is_causal
 from laplace_lora.readouts.next_token import NextToken
 from laplace_lora.readouts.option_scores import OptionScores, is_multiple_choice
 from laplace_lora.readouts.pairwise_reward import PairwiseReward, has_pairs
-from laplace_lora.readouts.scalar import Scalar
+from laplace_lora.readouts.scalar import Scalar, has_one_output
 
 
 def readout_of_model(model: nn.Module, likelihood: str) -> Readout | None:
@@ -29,8 +29,9 @@ def readout_of_model(model: nn.Module, likelihood: str) -> Readout | None:
         return OptionScores()
     task = task_type(model)
     causal = task == "CAUSAL_LM" or (task is None and is_causal(model) and not is_classifier(model))
-    one_output = getattr(model_config(model), "num_labels", None) == 1 and likelihood == "categorical"
-    return None if causal or (one_output and is_classifier(model)) else ClassLogits()
+    if is_classifier(model) and has_one_output(model):
+        return None if likelihood == "categorical" else Scalar()
+    return None if causal else ClassLogits()
 
 
 def readout_of_data(model: nn.Module, batch: Mapping[str, Tensor], labels: Tensor | None) -> Readout:

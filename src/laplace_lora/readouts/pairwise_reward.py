@@ -1,6 +1,5 @@
 """Reward models trained on preferences (Bradley-Terry)."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from laplace_lora.errors import UnsupportedInputError
 from laplace_lora.readouts.base import Readout, plain_rows
 from laplace_lora.readouts.class_logits import sequence_logits
-from laplace_lora.readouts.inputs import padding_token
 from laplace_lora.readouts.options import option_rows
 from laplace_lora.readouts.rows import Draw, ModelRows, Places, Reading
 from laplace_lora.readouts.scalar import check_one_output
@@ -60,22 +58,13 @@ class PairwiseReward(Readout):
 
     def read(self, model: nn.Module, rows: ModelRows, draw: Draw | None = None) -> Reading:
         """See :meth:`Readout.read`: (2 B,) rewards."""
-        return Reading(sequence_logits(self, model, _padded_as_known(model, rows))[:, 0], rows.places)
+        return Reading(sequence_logits(self, model, rows)[:, 0], rows.places)
 
     def labels(self, rows: ModelRows, labels: Tensor | None) -> Tensor:
         """See :meth:`Readout.labels`: the first text is the preferred one, if nothing else is said."""
         if labels is not None:
             return labels
         return torch.zeros(rows.examples, dtype=torch.long, device=next(iter(rows.inputs.values())).device)
-
-
-def _padded_as_known(model: nn.Module, rows: ModelRows) -> ModelRows:
-    """Put the model's own padding token where padding is: decoders find the last real token by it."""
-    known = padding_token(model)
-    if rows.mask is None or known is None or "input_ids" not in rows.inputs:
-        return rows
-    tokens = rows.inputs["input_ids"].masked_fill(~rows.mask, known)
-    return dataclasses.replace(rows, inputs={**rows.inputs, "input_ids": tokens})
 
 
 def has_pairs(batch: Mapping[str, Tensor]) -> bool:

@@ -37,6 +37,18 @@ class Scalar(Readout):
         return Reading(sequence_logits(self, model, rows))
 
 
+def has_one_output(model: nn.Module) -> bool:
+    """Say whether a sequence classification model has one output.
+
+    Args:
+        model: The PEFT model.
+
+    Returns:
+        Whether it has.
+    """
+    return getattr(model_config(model), "num_labels", None) == 1
+
+
 def check_one_output(name: str, model: nn.Module) -> None:
     """Refuse a model with another number of outputs than one.
 
@@ -47,8 +59,8 @@ def check_one_output(name: str, model: nn.Module) -> None:
     Raises:
         UnsupportedInputError: It has none, or several.
     """
-    outputs = getattr(model_config(model), "num_labels", None)
-    if outputs != 1:
+    if not has_one_output(model):
+        outputs = getattr(model_config(model), "num_labels", None)
         raise UnsupportedInputError(
             f"{name} reads a sequence classification model with one output, and this one has {outputs}; load it with "
             "num_labels=1, or use ClassLogits()."
