@@ -107,7 +107,8 @@ def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1 where the label's logit is the largest, 0 where it is not, and 1 / m where it ties with m - 1 others."""
     largest = logits.max(dim=-1, keepdim=True).values
     # Equal inputs give logits that are equal but for rounding.
-    best = logits >= largest - 16.0 * torch.finfo(logits.dtype).eps * largest.abs()
+    rounding = 64.0 * torch.finfo(statistics_dtype(logits.dtype)).eps
+    best = logits >= largest - rounding * largest.abs().clamp(min=1.0)
     return best.gather(1, labels.long()[:, None])[:, 0].double() / best.sum(dim=-1)
 
 
