@@ -154,7 +154,7 @@ class LaplaceLoRA:
         """
         self._posterior, self._fit, self._check = None, None, None
         if self._inferring:
-            loader = Peeked(self.model, loader)
+            loader = Peeked(self.model, loader, None if self._reader is None else self._reader.readout)
             self._read_by(loader.readout)
         curvature = self._structure.curvature(self._shapes, self.config)
         result, check, padding_side = fit_curvature(

@@ -116,12 +116,13 @@ class Reader:
 class Peeked:
     """A loader whose first batch has been looked at. It can be read once."""
 
-    def __init__(self, model: nn.Module, loader: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, model: nn.Module, loader: Iterable[Mapping[str, Any]], known: Readout | None = None) -> None:
         """Read the first batch and infer the readout from it.
 
         Args:
             model: The PEFT model.
             loader: The batches.
+            known: What an earlier fit was read by, for batches that leave it open.
 
         Raises:
             LaplaceLoRAError: There is none, or it can be read in several ways.
@@ -130,7 +131,13 @@ class Peeked:
         first = next(rest, None)
         if first is None:
             raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
-        self.readout = readout_of_data(model, *split_labels(first, torch.device("cpu")))
+        inputs, labels = split_labels(first, torch.device("cpu"))
+        try:
+            self.readout = readout_of_data(model, inputs, labels)
+        except LaplaceLoRAError:
+            if known is None:
+                raise
+            self.readout = known
         self._batches = itertools.chain([first], rest)
         self._loader = loader
         self.dataset = getattr(loader, "dataset", None)

@@ -60,7 +60,7 @@ def pair_keys() -> Batch:
         (lambda: tiny_gpt2(2), {}, ClassLogits),
         (multiple_choice, {}, OptionScores),
         # As before there was Scalar: the configuration says that outputs are real numbers.
-        (regression, {"likelihood": "gaussian"}, ClassLogits),
+        (regression, {"likelihood": "gaussian"}, Scalar),
     ],
 )
 def test_from_the_model_alone(build: object, settings: dict[str, object], kind: type[Readout]) -> None:

@@ -289,7 +289,7 @@ def test_labels() -> None:
     la = fit(language_model("llama"), NextToken(), [good])
     with pytest.raises(LaplaceLoRAError, match="label the tokens that count"):
         la.predict({key: value for key, value in good.items() if key != "labels"})
-    with pytest.raises(LaplaceLoRAError, match=r"use tune_prior\('evidence'\)"):
+    with pytest.raises(LaplaceLoRAError, match=r"use the evidence: tune_prior\('evidence'\)"):
         la.tune_prior("validation", [good])
     with pytest.raises(LaplaceLoRAError, match="read mean and covariance"):
         _ = la.predict(good).prediction
