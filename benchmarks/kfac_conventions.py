@@ -58,7 +58,7 @@ def test_jacobians(la: LaplaceLoRA, rows: Rows, tokenizer: Any, classes: int) ->
     """Collect the contrast Jacobians of held-out examples, per matrix (N, K-1, out, in)."""
     contrasts = contrast_basis(classes)
     parts: list[dict[tuple[int, int], Tensor]] = []
-    with jacobian_pass(la.model, la._adapter.sites, la.readout) as runner:
+    with jacobian_pass(la.model, la._covered.sites, la.readout) as runner:
         for batch in batches(rows, tokenizer, 20):
             batch.pop("labels")
             logits = runner.forward(la.readout.rows(batch, None)).logits
@@ -70,7 +70,7 @@ def test_jacobians(la: LaplaceLoRA, rows: Rows, tokenizer: Any, classes: int) ->
             parts.append(found)
     return [
         torch.cat([torch.stack([part[index, row] for row in range(classes - 1)], dim=1) for part in parts])
-        for index in range(len(la._adapter.sites))
+        for index in range(len(la._covered.sites))
     ]
 
 

@@ -36,7 +36,7 @@ def run_step(name: str, classes: int, step: str) -> None:
         la = LaplaceLoRA(model, LaplaceConfig(progress=False, train_check_bytes=0))
         la.fit([random_batch(model, classes, size=1, length=8, seed=1)])
         stored = la.posterior.nbytes
-        rows = 4 * (classes - 1) * 8 * sum(shape.size for shape in la._shapes)
+        rows = 4 * (classes - 1) * 8 * sum(shape.size for shape in la._covered.shapes)
     _reset_high_water_mark()
     before = resident_bytes()
     if step == "training_step":

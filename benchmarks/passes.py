@@ -72,8 +72,8 @@ def measure(name: str, classes: int, repeats: int) -> dict[str, Any]:
 
 def fold_only(la: LaplaceLoRA, batch: dict[str, Tensor]) -> None:
     """Fit's share per batch: everything but the decomposition at the end, which is once per data set."""
-    curvature = KroneckerCurvature(la._shapes, la.config)
-    fit_curvature(la.model, la._adapter.sites, curvature, la.config, la.readout, la._settled.likelihood, [batch])
+    curvature = KroneckerCurvature(la._covered.shapes, la.config)
+    fit_curvature(la.model, la._covered.sites, curvature, la.config, la.readout, la._covered.reader.likelihood, [batch])
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 
 from laplace_lora import prior as priors
 from laplace_lora import tuning
-from laplace_lora.adapters import altered_start, discover_sites, fingerprint, perturbed_state_dicts
+from laplace_lora.adapters import altered_start, discover_sites, perturbed_state_dicts
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.covered import Covered
 from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.functional import LinearisedModel
-from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import (
     TRAINING_INPUTS,
     InputFormat,
-    SavedState,
     describe,
     read_posterior,
     restored_readout,
@@ -32,7 +30,7 @@ from laplace_lora.posterior import Posterior
 from laplace_lora.predictive import Predictive
 from laplace_lora.reading import Peeked, Reader
 from laplace_lora.readouts import Readout, label_names_of, readout_of_model, split_labels
-from laplace_lora.structures import STRUCTURES, choose_rows, choose_sites
+from laplace_lora.structures import STRUCTURES
 
 Batch = Mapping[str, Any]
 
@@ -73,7 +71,7 @@ class LaplaceLoRA:
         self.input_format = input_format or InputFormat(label_names=label_names_of(model))
         self._structure = STRUCTURES[self.config.structure]
         self._found = discover_sites(model, self.config.include_modules_to_save)
-        self._reader: Reader | None = None
+        self._covers: Covered | None = None
         self._tuned_by: str | None = None
         self._posterior: Posterior | None = None
         self._fit: FitResult | None = None
@@ -85,16 +83,9 @@ class LaplaceLoRA:
             self._read_by(readout)
 
     def _read_by(self, readout: Readout) -> None:
-        """Settle the readout, and with it likelihood, weight matrices and prior groups."""
-        reader = Reader.of(readout, self.model, self.config)
-        self._adapter = choose_rows(choose_sites(self._found, self.config), readout.head_rows)
-        self._shapes = tuple(
-            MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
-            for site in self._adapter.sites
-        )
-        self._groups = Groups.of(self._shapes, self.config.prior_groups)
-        self._precision = self._groups.precisions(self.config.prior_precision)
-        self._reader = reader
+        """Settle the readout, and with it weight matrices and prior groups."""
+        self._covers = Covered.by(readout, self._found, self.model, self.config)
+        self._precision = self._covers.groups.precisions(self.config.prior_precision)
 
     @property
     def readout(self) -> Readout:
@@ -103,7 +94,7 @@ class LaplaceLoRA:
         Raises:
             NotFittedError: It depends on the data, and ``fit`` has not seen any.
         """
-        return self._settled.readout
+        return self._covered.reader.readout
 
     @property
     def posterior(self) -> Posterior:
@@ -122,12 +113,12 @@ class LaplaceLoRA:
         values = self._precision.tolist()
         if self.config.prior_groups == "global":
             return float(values[0])
-        return dict(zip(self._groups.names, values, strict=True))
+        return dict(zip(self._covered.groups.names, values, strict=True))
 
     @property
     def noise_variance(self) -> float | None:
         """Noise variance in use, in squared units of the output; None where the likelihood has none."""
-        return self._noise if self._reader is not None and self._reader.has_noise else None
+        return self._noise if self._covers is not None and self._covers.reader.has_noise else None
 
     @property
     def train_accuracy(self) -> float | None:
@@ -154,19 +145,20 @@ class LaplaceLoRA:
         """
         self._posterior, self._fit, self._check = None, None, None
         if self._inferring:
-            loader = Peeked(self.model, loader, None if self._reader is None else self._reader.readout)
+            loader = Peeked(self.model, loader, None if self._covers is None else self.readout)
             self._read_by(loader.readout)
-        curvature = self._structure.curvature(self._shapes, self.config)
+        covered = self._covered
+        curvature = self._structure.curvature(covered.shapes, self.config)
         result, check, padding_side = fit_curvature(
-            self.model, self._adapter.sites, curvature, self.config, self.readout, self._settled.likelihood, loader
+            self.model, covered.sites, curvature, self.config, self.readout, covered.reader.likelihood, loader
         )
         self._settle_names(result.classes)
         statistics = curvature.finalise()
-        require_finite_statistics(statistics, self._shapes)
-        posterior = self._structure.posterior.from_statistics(self._shapes, statistics, curvature.dtype)
-        posterior.assign_groups(self._groups.index)
+        require_finite_statistics(statistics, covered.shapes)
+        posterior = self._structure.posterior.from_statistics(covered.shapes, statistics, curvature.dtype)
+        posterior.assign_groups(covered.groups.index)
         self._posterior, self._fit, self._check = posterior, result, check
-        self._precision = self._groups.precisions(self.config.prior_precision)
+        self._precision = covered.groups.precisions(self.config.prior_precision)
         self._noise = self.config.noise_variance
         self._tuned_by = None
         if self.input_format.padding_side is None:
@@ -266,8 +258,8 @@ class LaplaceLoRA:
             NotFittedError: ``fit`` has not run, or its data had no labels.
         """
         posterior, fitted = self._labelled_fit()
-        noise = self._noise if self._settled.has_noise else None
-        norms = self._squared_norms()
+        noise = self.noise_variance
+        norms = self._covered.squared_norms()
         return tuning.log_marginal_likelihood(posterior, fitted, self._precision, norms, self.config, noise)
 
     def sample(self, n: int, seed: int = 0) -> list[dict[str, Tensor]]:
@@ -289,7 +281,7 @@ class LaplaceLoRA:
         generator = torch.Generator().manual_seed(seed)
         deviations = self.posterior.sample(self._precision * self._noise_scale, n, generator)
         spread = self._noise_scale**0.5
-        adapter, sites = self._adapter.adapter, self._adapter.sites
+        adapter, sites = self._covered.adapter.adapter, self._covered.sites
         return perturbed_state_dicts(self.model, adapter, sites, [spread * deviation for deviation in deviations])
 
     def summary(self) -> str:
@@ -298,12 +290,12 @@ class LaplaceLoRA:
         Returns:
             Several lines of text.
         """
-        if self._reader is None:
+        if self._covers is None:
             return "Laplace posterior\n  not fitted; how to read the model depends on the data"
         return describe(
             self.config,
-            self._shapes,
-            self._adapter.held_at_map,
+            self._covers.shapes,
+            self._covers.adapter.held_at_map,
             self._precision,
             self._tuned_by,
             self._fit,
@@ -320,23 +312,10 @@ class LaplaceLoRA:
         """
         posterior, fitted = self.posterior, self._fit
         assert fitted is not None
-        state = SavedState(
-            library_version=importlib.metadata.version("laplace-lora"),
-            config=self.config,
-            readout=self.readout.name,
-            input_format=self.input_format,
-            fingerprint=fingerprint(self.model, self._adapter.adapter),
-            matrices=self._shapes,
-            held_at_map=self._adapter.held_at_map,
-            prior_precision=tuple(self._precision.tolist()),
-            tuned_by=self._tuned_by,
-            examples=fitted.examples,
-            classes=fitted.classes,
-            log_likelihood=fitted.log_likelihood,
-            accuracy=fitted.accuracy,
-            readout_settings=self.readout.settings(),
-            noise_variance=self._noise if self.readout.tunes_noise else None,
-            targets=fitted.targets,
+        noise = self._noise if self.readout.tunes_noise else None
+        precision = self._precision.tolist()
+        state = self._covered.saved_state(
+            self.model, self.config, self.input_format, precision, self._tuned_by, noise, fitted
         )
         tensors = {**posterior.tensors(), TRAINING_INPUTS: fitted.inputs}
         write_posterior(Path(directory), state.to_description(), tensors)
@@ -357,7 +336,7 @@ class LaplaceLoRA:
         """
         state, posterior, fitted = read_posterior(directory, next(model.parameters()).device)
         la = cls(model, state.config, restored_readout(state.readout, state.readout_settings), state.input_format)
-        state.check_model(fingerprint(model, la._adapter.adapter), la._shapes)
+        state.check_model(la._covered.fingerprint(model), la._covered.shapes)
         la._posterior, la._fit = posterior, fitted
         la._precision = torch.tensor(state.prior_precision, dtype=torch.float64)
         la._noise = state.noise_variance or state.config.noise_variance
@@ -365,10 +344,10 @@ class LaplaceLoRA:
         return la
 
     @property
-    def _settled(self) -> Reader:
-        if self._reader is None:
+    def _covered(self) -> Covered:
+        if self._covers is None:
             raise NotFittedError("how to read this model depends on the data; call fit(loader), or give readout=... .")
-        return self._reader
+        return self._covers
 
     @property
     def _noise_scale(self) -> float:
@@ -393,23 +372,20 @@ class LaplaceLoRA:
             raise NotFittedError("the training batches had no labels, so there is no evidence; fit with labels.")
         return posterior, self._fit
 
-    def _squared_norms(self) -> Tensor:
-        return priors.squared_norms([site.weights() for site in self._adapter.sites], self._groups.index)
-
     @property
     def _linearised(self) -> LinearisedModel:
         precision, scale = self._precision * self._noise_scale, self._noise_scale
-        return LinearisedModel(self.model, self._adapter.sites, self.posterior, precision, scale, self.config)
+        return LinearisedModel(self.model, self._covered.sites, self.posterior, precision, scale, self.config)
 
     def _predict(
         self, loader: Iterable[Batch], top_k: int | None, readout: Readout | None, hide_progress: bool
     ) -> Predictive:
-        linearised, reader = self._linearised, self._settled
+        linearised, reader = self._linearised, self._covered.reader
         # A reward model's texts are observed in pairs: there is no noise on each.
         noise = self._noise if reader.has_noise else None
         classes = self._fit.classes if self._fit is not None else 0
         if readout is not None:
-            reader.require_compatible(readout, self.model, self._adapter.sites)
+            reader.require_compatible(readout, self.model, self._covered.sites)
             reader = Reader.of(readout, self.model, self.config)
             classes = classes if readout.head_rows is None else len(readout.head_rows)
         reader.require_top_k(top_k, classes)
@@ -426,10 +402,8 @@ class LaplaceLoRA:
         """
         if method == "evidence":
             tuning.require_known_start(altered_start(self.model))
-        elif self._reader is not None and not (
-            self._reader.likelihood.shift_invariant or self._reader.readout.tunes_noise
-        ):
-            raise LaplaceLoRAError("validation tuning needs classes; use the evidence: tune_prior('evidence').")
+        elif self._covers is not None:
+            self._covers.reader.require_validation()
 
     def _tune_by_evidence(self) -> None:
         posterior, fitted = self._labelled_fit()
@@ -438,7 +412,7 @@ class LaplaceLoRA:
             posterior,
             fitted,
             self._precision,
-            self._squared_norms(),
+            self._covered.squared_norms(),
             self.config,
             self._noise,
             self.readout.tunes_noise,
@@ -447,7 +421,7 @@ class LaplaceLoRA:
         self._take(tuned, "evidence")
 
     def _tune_by_validation(self, loader: Iterable[Batch]) -> None:
-        reader, tunes_noise = self._settled, self.readout.tunes_noise
+        reader, tunes_noise = self._covered.reader, self.readout.tunes_noise
         self.require_tunable("validation")
         description = "validate" if self.config.progress else None
         found = self._linearised.covariances(loader, reader, description, priors.SCALES)

@@ -90,6 +90,15 @@ class Reader:
                 "rows; fit with that readout."
             )
 
+    def require_validation(self) -> None:
+        """Refuse outputs that held-out data say nothing of a prior by.
+
+        Raises:
+            LaplaceLoRAError: They are neither classes nor one real number.
+        """
+        if not (self.likelihood.shift_invariant or self.readout.tunes_noise):
+            raise LaplaceLoRAError("validation tuning needs classes; use the evidence: tune_prior('evidence').")
+
     def require_top_k(self, top_k: int | None, classes: int) -> None:
         """Refuse a number of classes that cannot be varied by themselves.
 

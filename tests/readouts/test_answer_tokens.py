@@ -114,7 +114,7 @@ def test_unread_rows_of_zero_leave_the_evidence_of_all_rows() -> None:
 def test_only_the_answers_rows_are_covered() -> None:
     model = language_model("llama-head")
     la = fit(model, AnswerTokens(TOKENS), batches(data()[0], 3))
-    shapes = {shape.name.split("lm_head.")[-1]: shape for shape in la._shapes if "lm_head" in shape.name}
+    shapes = {shape.name.split("lm_head.")[-1]: shape for shape in la._covered.shapes if "lm_head" in shape.name}
     assert (shapes["lora_A"].out_features, shapes["lora_B"].out_features) == (3, len(TOKENS))
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     (key,) = [name for name in la.sample(1)[0] if "lm_head.lora_B" in name]

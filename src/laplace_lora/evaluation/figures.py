@@ -164,5 +164,9 @@ def written(interval: Interval | None) -> str:
     if interval is None or interval.estimate is None:
         return ""
     if interval.low is None or interval.high is None:
-        return f"{interval.estimate:.4g}"
-    return f"{interval.estimate:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+        return _number(interval.estimate)
+    return f"{_number(interval.estimate)} [{_number(interval.low)}, {_number(interval.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value == 0.0 or 0.01 <= abs(value) < 1000.0 else f"{value:.3g}"

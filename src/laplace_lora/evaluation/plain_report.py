@@ -76,14 +76,16 @@ def _drawing(curves: Curves, caption: str, axes: tuple[str, str]) -> str:
     frame = Frame(0.0, 1.0)
     shapes = [
         frame.open("chart", escape(caption, quote=True)),
-        *frame.axes(axes[0], axes[1], [0.0, 0.25, 0.5, 0.75, 1.0]),
+        *frame.axes(axes[0], axes[1], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
         f'<line class="diagonal" x1="{frame.x(0):.1f}" y1="{frame.y(0):.1f}" x2="{frame.x(1):.1f}" '
         f'y2="{frame.y(1):.1f}"/>',
     ]
     keys = []
     for number, (name, (across, up)) in enumerate(curves.items()):
-        points = " ".join(f"{frame.x(float(x)):.1f},{frame.y(float(y)):.1f}" for x, y in zip(across, up, strict=True))
+        places = [(frame.x(float(x)), frame.y(float(y))) for x, y in zip(across, up, strict=True)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         shapes.append(f'<polyline class="curve c{number}" points="{points}"/>')
+        shapes += [f'<circle class="dot c{number}" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places]
         keys.append(f'<span class="key"><i class="c{number}"></i>{escape(method_name(name))}</span>')
     return (
         f'<figure class="figures few one"><figcaption>{escape(caption)}</figcaption>'

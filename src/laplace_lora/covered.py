@@ -1,0 +1,118 @@
+"""What a posterior is about, once it is known how the model is read: its weight matrices and their prior groups."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from laplace_lora.adapters import AdapterSites, Fingerprint, Site, fingerprint
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import FitResult
+from laplace_lora.matrices import Groups, MatrixShape
+from laplace_lora.persistence import InputFormat, SavedState
+from laplace_lora.prior import squared_norms
+from laplace_lora.reading import Reader
+from laplace_lora.readouts import Readout
+from laplace_lora.structures import choose_rows, choose_sites
+
+
+@dataclasses.dataclass(frozen=True)
+class Covered:
+    """Readout, weight matrices and prior groups of a posterior.
+
+    Attributes:
+        reader: How outputs are read, and their likelihood.
+        adapter: The weights that the posterior covers, and what it holds fixed.
+        shapes: Names and sizes of the weight matrices.
+        groups: Which of them share a prior precision.
+    """
+
+    reader: Reader
+    adapter: AdapterSites
+    shapes: tuple[MatrixShape, ...]
+    groups: Groups
+
+    @classmethod
+    def by(cls, readout: Readout, found: AdapterSites, model: nn.Module, config: LaplaceConfig) -> "Covered":
+        """Choose the weights that matter to a readout.
+
+        Args:
+            readout: How outputs are read.
+            found: All of the adapter's weights.
+            model: The PEFT model.
+            config: Settings.
+
+        Returns:
+            What the posterior will be about.
+        """
+        reader = Reader.of(readout, model, config)
+        adapter = choose_rows(choose_sites(found, config), readout.head_rows)
+        shapes = tuple(
+            MatrixShape(site.name, site.module, site.out_features, site.in_features, site.trained_in_full)
+            for site in adapter.sites
+        )
+        return cls(reader, adapter, shapes, Groups.of(shapes, config.prior_groups))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The weight matrices."""
+        return self.adapter.sites
+
+    def squared_norms(self) -> Tensor:
+        """Return (G,) |theta_g|^2 of the trained weights of every group."""
+        return squared_norms([site.weights() for site in self.sites], self.groups.index)
+
+    def fingerprint(self, model: nn.Module) -> Fingerprint:
+        """Digest the model and the adapter.
+
+        Args:
+            model: The PEFT model.
+
+        Returns:
+            Its fingerprint.
+        """
+        return fingerprint(model, self.adapter.adapter)
+
+    def saved_state(
+        self,
+        model: nn.Module,
+        config: LaplaceConfig,
+        input_format: InputFormat,
+        precision: Sequence[float],
+        tuned_by: str | None,
+        noise_variance: float | None,
+        fitted: FitResult,
+    ) -> SavedState:
+        """Describe a fitted posterior for its file.
+
+        Args:
+            model: The PEFT model.
+            config: Settings.
+            input_format: How inputs are made.
+            precision: (G,) prior precisions.
+            tuned_by: ``evidence``, ``validation`` or None.
+            noise_variance: Where it was tuned; else None.
+            fitted: What the pass over the training data left.
+
+        Returns:
+            What posterior_config.json holds.
+        """
+        return SavedState(
+            library_version=importlib.metadata.version("laplace-lora"),
+            config=config,
+            readout=self.reader.readout.name,
+            input_format=input_format,
+            fingerprint=self.fingerprint(model),
+            matrices=self.shapes,
+            held_at_map=self.adapter.held_at_map,
+            prior_precision=tuple(precision),
+            tuned_by=tuned_by,
+            examples=fitted.examples,
+            classes=fitted.classes,
+            log_likelihood=fitted.log_likelihood,
+            accuracy=fitted.accuracy,
+            readout_settings=self.reader.readout.settings(),
+            noise_variance=noise_variance,
+            targets=fitted.targets,
+        )
