@@ -37,7 +37,7 @@ def run_step(name: str, classes: int, step: str) -> None:
         la.fit([random_batch(model, classes, size=1, length=8, seed=1)])
         stored = la.posterior.nbytes
         rows = 4 * (classes - 1) * 8 * sum(shape.size for shape in la._covered.shapes)
-    _reset_high_water_mark()
+    reset_high_water_mark()
     before = resident_bytes()
     if step == "training_step":
         model(**batch).loss.backward()  # in eval mode: dropout 0, as in everything it is compared with
@@ -58,7 +58,8 @@ def high_water_mark() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _reset_high_water_mark() -> None:
+def reset_high_water_mark() -> None:
+    """Begin a new peak."""
     # 5 resets the peak (proc(5)); without it, loading a checkpoint could hide what a step needs.
     Path("/proc/self/clear_refs").write_text("5")
 

@@ -230,7 +230,7 @@ def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: 
         readout: Readout = wish.saved or OptionScores(wish.normalise or "none")  # type: ignore[arg-type]
         return Answered(readout, None, most, _recounted(file, LabelReader(most, LETTERS[:most])))
     if name != "answer_tokens":
-        classes = file.labels.classes if file.labels is not None else 1
+        classes = file.labels.classes if file.labels is not None and name != "next_token" else 1
         return Answered(READOUTS[name](), names if name == "class_logits" else None, classes, file)
     if isinstance(wish.saved, AnswerTokens):
         count = len(wish.saved.token_ids)
