@@ -336,6 +336,21 @@ def memory() -> str:
     return f"{table(head, rows)}\n\nIn MiB. Made by {origin(document)}"
 
 
+def checkpointing() -> str:
+    """Peak memory and time with gradient checkpointing."""
+    document = load("checkpointing")
+    names = {
+        "training_step": "training step",
+        "training_step_checkpointed": "the same, gradient checkpointing",
+        "fit": "fit, exact Fisher (3 backward passes)",
+        "fit_checkpointed": "the same, gradient checkpointing",
+    }
+    rows = [[names[r["step"]], _mib(r["peak_bytes"]), f"{r['seconds']:.1f}"] for r in document["results"]]
+    batch = document["results"][0]["batch"]
+    head = [f"llama_30m, K = 4, {batch[0]} texts of {batch[1]} tokens", "peak, MiB", "seconds"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
 RENDERERS: dict[str, Callable[[], str]] = {
     "demo_seeds": demo_seeds,
     "demo_calibration": demo_calibration,
@@ -350,6 +365,7 @@ RENDERERS: dict[str, Callable[[], str]] = {
     "passes": passes,
     "evidence": evidence,
     "memory": memory,
+    "checkpointing": checkpointing,
 }
 
 
