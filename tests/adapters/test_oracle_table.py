@@ -15,7 +15,7 @@ from engine.support import close
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from tiny_models import Batch, Example
 
-# PEFT's and transformers' own; and that rows go one by one, of which test_variants.py has a test.
+# PEFT's and transformers' own; and that rows go one by one, of which test_mixing_layers.py has a test.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
