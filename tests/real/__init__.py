@@ -1,0 +1,1 @@
+"""Tests on real models and data, where these are at hand."""
