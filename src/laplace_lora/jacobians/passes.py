@@ -287,7 +287,8 @@ class _Tap(torch.autograd.Function):
         ctx.receive = receive
         ctx.probe = probe.new_zeros(())
         ctx.save_for_backward(*kept)
-        return output.view_as(output)
+        # The same memory, but no view to autograd: a model may change its layers' outputs in place.
+        return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
