@@ -318,3 +318,16 @@ def test_a_crash_of_the_first_save_leaves_nothing_that_could_be_read(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LaplaceLoRAError, match="does not exist"):
         LaplaceLoRA.from_pretrained(la.model, tmp_path)
+
+
+def test_files_of_before_there_were_other_readouts(tmp_path: Path) -> None:
+    """They lack three entries, and are read as what they are."""
+    model = tiny_bert()
+    la = fitted(model, TRAIN)
+    la.save_pretrained(tmp_path)
+    document = json.loads((tmp_path / CONFIG).read_text())
+    for name in ("readout_settings", "noise_variance", "targets", "config_sha256"):
+        del document[name]
+    document["config_sha256"] = files._document_digest(document)
+    (tmp_path / CONFIG).write_text(json.dumps(document))
+    _assert_same(LaplaceLoRA.from_pretrained(model, tmp_path), la)
