@@ -136,6 +136,23 @@ def saved_readout(folder: Path) -> Readout | None:
         ) from error
 
 
+def trained_quantization(folder: Path) -> str | None:
+    """Read how ``laplace-lora train`` quantised the base of an adapter.
+
+    Args:
+        folder: The adapter's folder.
+
+    Returns:
+        Its name, or None where the base was not quantised or nobody says.
+    """
+    try:
+        settings = json.loads((folder / TRAINING_NAME).read_text(encoding="utf-8"))["settings"]
+        found = settings["quantization"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return None  # what is damaged is said where the input format is read
+    return found if isinstance(found, str) else None
+
+
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)

@@ -97,7 +97,10 @@ class Reader:
             LaplaceLoRAError: They are neither classes nor one real number.
         """
         if not (self.likelihood.shift_invariant or self.readout.tunes_noise):
-            raise LaplaceLoRAError("validation tuning needs classes; use the evidence: tune_prior('evidence').")
+            raise LaplaceLoRAError(
+                "validation tuning needs classes; use the evidence: tune_prior('evidence'), on the command line "
+                "without --validation."
+            )
 
     def require_top_k(self, top_k: int | None, classes: int) -> None:
         """Refuse a number of classes that cannot be varied by themselves.

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,7 +89,10 @@ def add_adapter(
         modules_to_save=list(also) or None,
     )
     try:
-        return peft.get_peft_model(base, config)
+        with warnings.catch_warnings():
+            # An adapter on tied output embeddings alone is what was asked for, and nothing here merges it.
+            warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
+            return peft.get_peft_model(base, config)
     except ValueError as error:
         raise LaplaceLoRAError(
             f"no adapter can be put on {type(base).__name__} ({first_line(error)}); name its layers with "
@@ -228,6 +232,27 @@ class _Trainer(Trainer):
         """
         loss, logits = likelihood_loss(self.readout, model, inputs)
         return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Measure held-out data by the loss that is trained.
+
+        Args:
+            model: The PEFT model.
+            inputs: A batch.
+            prediction_loss_only: Not used.
+            ignore_keys: Not used.
+
+        Returns:
+            The loss, and nothing else.
+        """
+        with torch.no_grad():
+            return likelihood_loss(self.readout, model, inputs)[0].detach(), None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Keep logs to itself.

@@ -29,8 +29,11 @@ def test_all_verbs(quantization: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["n"] == 8
     model, _, _ = load_adapter(adapter, quantization=quantization)
     LaplaceLoRA.from_pretrained(model, adapter)
+    # What the training was quantised by is taken without asking again.
+    assert run("predict", "--adapter", adapter, "--data", test, "--out", "-", "--quiet").exit_code == 0
     # The posterior is one of the quantised model: the plain base is another one.
-    plain = error_line(run("predict", "--adapter", adapter, "--data", test, "--out", "-", "--quiet"))
+    options = ("--adapter", adapter, "--data", test, "--out", "-", "--quiet", "--quantization", "none")
+    plain = error_line(run("predict", *options))
     assert "was fitted to another model: base model weights" in plain or "base model dtype" in plain
 
 

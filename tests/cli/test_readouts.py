@@ -279,6 +279,27 @@ def test_normalisation_is_kept_and_can_be_changed(language_model: Path, tmp_path
         assert la.readout.settings() == {"normalise": expected}
 
 
+@pytest.mark.parametrize("kind", ["pairs", "scalar", "completions"])
+def test_training_stops_early_by_every_likelihood(
+    kind: str, language_model: Path, encoder: Path, tmp_path: Path
+) -> None:
+    texts = [row["text"] for row in rows(24, 2)]
+    both = list(zip(texts[:12], texts[12:], strict=True))
+    items, base, options = {
+        "pairs": ([{"chosen": a, "rejected": b} for a, b in both], encoder, ()),
+        "scalar": ([{"text": a, "label": len(b) / 9} for a, b in both], encoder, ("--readout", "scalar")),
+        "completions": ([{"prompt": a, "completion": " " + b} for a, b in both], language_model, ()),
+    }[kind]
+    held_out = write_jsonl(tmp_path / "v.jsonl", items[:4])
+    result = _train(tmp_path, base, items, "--validation", held_out, *options)
+    assert result.exit_code == 0, (result.stderr, result.exception)
+
+
+def test_a_language_model_with_choices_is_asked_for(language_model: Path, tmp_path: Path) -> None:
+    message = error_line(_train(tmp_path, language_model, _choices(6)))
+    assert message.endswith("say which: --readout answers, options or class.")
+
+
 def test_letters_as_labels_and_more_choices_in_other_files(encoder: Path, tmp_path: Path) -> None:
     letters = [{**item, "label": "ABC"[item["label"]]} for item in _choices(8)]
     more = write_jsonl(tmp_path / "more.jsonl", _choices(9, ragged=True))

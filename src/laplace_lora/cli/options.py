@@ -72,7 +72,7 @@ Normalise = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        help="Quantise the base as it is loaded: nf4, nf4-double, int8 or torchao-int8.  [default: as it is]",
+        help="Quantise the base as it is loaded: nf4, nf4-double, int8, torchao-int8 or none.  [default: as trained]",
         metavar="HOW",
     ),
 ]

@@ -23,8 +23,8 @@ from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, open_rows, scan
 from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, UnsupportedInputError, first_line
-from laplace_lora.loading import load_adapter
-from laplace_lora.persistence import InputFormat
+from laplace_lora.loading import load_adapter, trained_quantization
+from laplace_lora.persistence import InputFormat, download_adapter
 from laplace_lora.readouts import Readout, is_causal, is_classifier, is_multiple_choice
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -228,14 +228,16 @@ def open_adapter(
     device = _device(source.device)
     adapter = local_or_hub(source.adapter)
     dtype = source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
+    quantization = source.quantization or trained_quantization(download_adapter(adapter))
+    quantization = None if quantization == "none" else quantization
     model, tokenizer, names = load_adapter(
         adapter,
         source.base,
         source.revision,
         dtype,
         # A quantiser works where the base is loaded.
-        device_map=None if source.quantization is None else {"": str(device)},
-        quantization=source.quantization,
+        device_map=None if quantization is None else {"": str(device)},
+        quantization=quantization,
     )
     config: Any = getattr(model, "config", None)
     kind = model_kind(model)

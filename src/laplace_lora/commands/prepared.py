@@ -197,6 +197,12 @@ def open_posterior(source: AdapterSource, posterior: str | None, console: Consol
     assert la.training is not None
     if la.readout.name == "class_logits" and la.config.likelihood == "gaussian":
         raise LaplaceLoRAError("a posterior over several real outputs can be used from Python only: la.predict(batch).")
+    if la.input_format.template is None:
+        console.warn(
+            "the posterior does not say how its inputs were made (LaplaceLoRA(..., "
+            "input_format=InputFormat(template=...)) "
+            "would); rows are written out by their fields, which may not be as in the training."
+        )
     opened.readout, opened.label_names, opened.classes = la.readout, la.input_format.label_names, la.training.classes
     return opened, la
 

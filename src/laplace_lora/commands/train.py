@@ -112,8 +112,8 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     trained, total = model.get_nb_trainable_parameters()
     console.say(
         "plan",
-        f"train: {len(data)} examples, {_outputs(settled)}, at most {config.training.epochs} epochs; "
-        f"{trained:,} of {total:,} weights",
+        f"train: {len(data)} examples, {_outputs(settled)}, read by {settled.readout!r}, at most "
+        f"{config.training.epochs} epochs; {trained:,} of {total:,} weights",
         examples=len(data),
         classes=settled.classes,
         readout=settled.readout.name,
@@ -162,8 +162,16 @@ def _kind(config: TrainConfig) -> ModelKind:
     if config.readout.name == "options":
         causal = is_causal_type(_load(AutoConfig, config).model_type)
         return "language_model" if causal else "multiple_choice"
-    texts = config.readout.name is None and is_text_to_learn(next(open_rows(config.data), None))
-    return "language_model" if texts else "classifier"
+    first = next(open_rows(config.data), None)
+    if config.readout.name is None and is_text_to_learn(first):
+        return "language_model"
+    choices = config.readout.name is None and first is not None and "choices" in first.fields
+    if choices and is_causal_type(_load(AutoConfig, config).model_type):
+        raise LaplaceLoRAError(
+            "a language model can answer rows with choices by the letters' tokens, by the likelihood of each choice's "
+            "text, or by a new classification head; say which: --readout answers, options or class."
+        )
+    return "classifier"
 
 
 def _scan(
@@ -226,7 +234,7 @@ def _load_base(config: TrainConfig, kind: ModelKind, settled: Answered) -> tuple
     outputs = 1 if settled.readout.name in ("scalar", "pairwise_reward") else settled.classes
     if kind == "classifier":
         options["num_labels"] = outputs
-    if config.quantization is not None:
+    if config.quantization not in (None, "none"):
         settings = _load(AutoConfig, config)
         kept = kept_modules(empty_model(settings, kind, outputs), ())
         options["quantization_config"] = quantization_config(config.quantization, torch.float32, settings, kept)

@@ -149,6 +149,11 @@ def figures_table(figures: Figures, descriptions: Mapping[str, str]) -> str:
     for metric, text in descriptions.items():
         cells = "".join(f"  {written(figures.methods[name].get(metric)):>28}" for name in names)
         lines.append(f"{text:<{width}}{cells}")
+    for name, metrics in figures.differences.items():
+        lines += ["", f"{name} less {names[0]}:"]
+        lines += [
+            f"  {descriptions[metric]}: {written(metrics[metric])}" for metric in descriptions if metric in metrics
+        ]
     return "\n".join(lines)
 
 

@@ -41,9 +41,13 @@ def plain_report(
     """
     names = list(figures.methods)
     head = "<th>metric</th>" + "".join(f"<th>{escape(method_name(name))}</th>" for name in names)
+    head += "".join(f"<th>{escape(method_name(n))} &minus; {escape(method_name(names[0]))}</th>" for n in names[1:])
     rows = [
         f"<tr><td>{escape(text)}</td>"
-        + "".join(f'<td class="figure">{escape(written(figures.methods[name].get(metric)))}</td>' for name in names)
+        + "".join(
+            f'<td class="figure">{escape(written(values.get(metric)))}</td>'
+            for values in (*figures.methods.values(), *figures.differences.values())
+        )
         + "</tr>"
         for metric, text in descriptions.items()
     ]

@@ -189,6 +189,6 @@ class SavedState:
             again = f" in {dtype} (--dtype {dtype})" if self.fingerprint.base_dtype != fingerprint.base_dtype else ""
             raise PosteriorFileError(
                 f"the posterior was fitted to another model: {'; '.join(differences[:4])}{more}. Load the adapter and "
-                f"base it was fitted to (base: {self.fingerprint.base_name or self.fingerprint.base_class}){again}, or "
-                "fit again."
+                f"base it was fitted to (base: {self.fingerprint.base_name or self.fingerprint.base_class}){again}, "
+                "quantised alike if it was (--quantization), or fit again."
             )
