@@ -40,29 +40,23 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
         The figures.
     """
     ready = Prepared.of(config, console)
-    if ready.la.readout.likelihood in ("gaussian", "tokens"):
-        of_texts = ready.la.readout.likelihood == "tokens"
-        _refuse_unused(config, of_texts)
-        figures, text = evaluate_texts(ready) if of_texts else evaluate_real(ready)
+    likelihood = ready.la.readout.likelihood
+    _refuse_unused(config, likelihood)
+    if likelihood in ("gaussian", "tokens"):
+        figures, text = evaluate_texts(ready) if likelihood == "tokens" else evaluate_real(ready)
         found = Evaluation(figures, None, text)
     else:
-        _refuse_samples(config)
         comparison, ood = evaluate_classes(ready)
         found = Evaluation(comparison, ood, f"{verdict(comparison)}\n\n{terminal_table(comparison)}")
     console.say("saved", f"report in {config.out / 'report.html'}", out=str(config.out))
     return found
 
 
-def _refuse_unused(config: EvaluateConfig, of_texts: bool) -> None:
-    if not of_texts:
-        _refuse_samples(config)
+def _refuse_unused(config: EvaluateConfig, likelihood: str) -> None:
+    if config.samples is not None and likelihood != "tokens":
+        raise LaplaceLoRAError("--samples is for the tokens of texts (next-token); leave it out.")
     for option, value in (("--validation", config.validation), ("--ood", config.ood)):
-        if value is not None:
+        if value is not None and likelihood in ("gaussian", "tokens"):
             raise LaplaceLoRAError(
                 f"{option} is for predictions of classes, which this adapter does not make; leave it out."
             )
-
-
-def _refuse_samples(config: EvaluateConfig) -> None:
-    if config.samples is not None:
-        raise LaplaceLoRAError("--samples is for the tokens of texts (next-token); leave it out.")

@@ -45,12 +45,7 @@ def evaluate_classes(ready: Prepared) -> tuple[Comparison, OutOfDistribution | N
     config, opened, la, form = ready.config, ready.opened, ready.la, ready.form
     validation = None if config.validation is None else opened.scan(config.validation, form, "required")
     ood = None if config.ood is None else opened.scan(config.ood, _other_format(config.ood, form), "ignored")
-    seconds: dict[str, float] = {}
-    start = time.perf_counter()
-    batches = Watched(ready.batches, la)
-    inside = ready.predict(batches, "evaluate")
-    seconds["predict"] = time.perf_counter() - start
-    batches.warn(ready.console, config.data, "every figure flatters")
+    inside, seconds = ready.evaluated()
     temperature = None
     if validation is not None:
         start = time.perf_counter()

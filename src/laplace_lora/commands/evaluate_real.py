@@ -1,6 +1,5 @@
 """Evaluating predictions of real numbers."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ from laplace_lora.commands.inputs import warn_of_cuts
 from laplace_lora.commands.output import whole_files
 from laplace_lora.commands.prepared import Prepared, write_json, write_lines
 from laplace_lora.commands.records import real_records
-from laplace_lora.commands.watched import Watched
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.figures import Figures, figures_table, measure
 from laplace_lora.evaluation.plain_report import plain_report
@@ -37,14 +35,10 @@ def evaluate_real(ready: Prepared) -> tuple[Figures, str]:
             "the posterior was fitted without labels, so that the trained adapter's own noise is not known; fit it "
             "again with labels."
         )
-    start = time.perf_counter()
-    batches = Watched(ready.batches, la)
-    predictive = ready.predict(batches, "evaluate")
-    seconds = {"predict": time.perf_counter() - start}
-    batches.warn(ready.console, config.data, "every figure flatters")
+    predictive, seconds = ready.evaluated()
     targets = np.array([float(example.label or 0.0) for example in ready.data])
     mean = predictive.mean[:, 0].numpy()
-    assert la.training is not None and la.noise_variance is not None
+    assert la.noise_variance is not None
     # Maximum likelihood on the training data: what somebody with the adapter alone would take.
     plain_noise = squared_error(la.training, la.config.noise_variance) / la.training.examples
     variances = {

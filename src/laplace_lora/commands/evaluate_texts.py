@@ -12,7 +12,6 @@ from laplace_lora.commands.inputs import warn_of_cuts
 from laplace_lora.commands.output import whole_files
 from laplace_lora.commands.prepared import Prepared, write_json, write_lines
 from laplace_lora.commands.records import text_records
-from laplace_lora.commands.watched import Watched
 from laplace_lora.evaluation.figures import Figures, Measure, figures_table, measure
 from laplace_lora.evaluation.plain_report import plain_report
 from laplace_lora.methods.sampled_tokens import TokenScores, sampled_token_scores
@@ -42,11 +41,7 @@ def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
         The figures, and a table for a terminal.
     """
     la, config = ready.la, ready.config
-    start = time.perf_counter()
-    batches = Watched(ready.batches, la)
-    predictive = ready.predict(batches, "evaluate")
-    seconds = {"predict": time.perf_counter() - start}
-    batches.warn(ready.console, config.data, "every figure flatters")
+    predictive, seconds = ready.evaluated()
     start = time.perf_counter()
     count = config.samples or SAMPLES
     states = la.sample(count, seed=la.config.seed)

@@ -15,9 +15,9 @@ from laplace_lora.commands.readout_choice import (
     ReadoutWish,
     given_form,
     label_reader,
+    read_training_data,
     readout_layout,
     readout_name,
-    settle,
 )
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, open_rows, scan
@@ -89,19 +89,18 @@ class OpenAdapter:
             The data, checked.
         """
         name = readout_name(wish, self.kind, self.classes, data)
-        layout = readout_layout(name, self.kind)
-        names = self.label_names if name in ("class_logits", "answer_tokens") else None
-        known = names if names is not None or name != "answer_tokens" else wish.answers
-        reader = label_reader(layout, name, self.classes if self.kind == "classifier" else None, known)
-        file = scan(
+        settled = read_training_data(
+            name,
+            self.kind,
+            wish,
             data,
-            reader,
-            layout=layout,
-            form=given_form(layout, form.template, form.pair_template, data),
-            pairs=self.pairs,
+            self.tokenizer,
+            names=self.label_names if name in ("class_logits", "answer_tokens") else None,
+            classes=self.classes if self.kind == "classifier" else None,
+            template=form.template,
+            pair_template=form.pair_template,
             progress=self.progress,
         )
-        settled = settle(name, wish, file, self.tokenizer, names)
         self.readout, self.label_names, self.classes = settled.readout, settled.names, settled.classes
         return settled.file
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_read
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.records import require_numbers
 from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
+from laplace_lora.commands.watched import Watched
 from laplace_lora.data import DataFile, Encoder
 from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
@@ -114,6 +116,19 @@ class Prepared:
             kept = part.covariance if self.la.readout.full_covariance else part.covariance[:, :0, :0]
             parts.append(dataclasses.replace(part, covariance=kept))
         return concatenate(parts)
+
+    def evaluated(self) -> tuple[Predictive, dict[str, float]]:
+        """Predict the data, and say so if they were in the posterior's training data.
+
+        Returns:
+            All examples, and what took how long.
+        """
+        start = time.perf_counter()
+        batches = Watched(self.batches, self.la)
+        predictive = self.predict(batches, "evaluate")
+        seconds = {"predict": time.perf_counter() - start}
+        batches.warn(self.console, self.config.data, "every figure flatters")
+        return predictive, seconds
 
     def document(self, figures: Mapping[str, Any], seconds: Mapping[str, float], **more: Any) -> dict[str, Any]:
         """Return what metrics.json holds.

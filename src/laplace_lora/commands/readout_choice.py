@@ -247,6 +247,49 @@ def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: 
     return Answered(AnswerTokens.of_words(tokenizer, words, prompt), reader.names, len(words), _recounted(file, reader))
 
 
+def read_training_data(
+    name: str,
+    kind: ModelKind,
+    wish: ReadoutWish,
+    data: Path,
+    tokenizer: Any,
+    *,
+    names: tuple[str, ...] | None,
+    classes: int | None,
+    template: str | None,
+    pair_template: str | None,
+    progress: bool,
+) -> Answered:
+    """Check the training data, and settle the readout by them.
+
+    Args:
+        name: The readout's name.
+        kind: Kind of model.
+        wish: What is asked for.
+        data: The file.
+        tokenizer: The model's tokenizer.
+        names: Names of the classes, or None.
+        classes: Number of classes; None where it is to be counted.
+        template: Of the text; None for that of the file's shape.
+        pair_template: Of the second text; None for that of the file's shape.
+        progress: Whether long files show a progress bar.
+
+    Returns:
+        Readout, classes and data.
+    """
+    layout = readout_layout(name, kind)
+    known = names if names is not None or name != "answer_tokens" else wish.answers
+    file = scan(
+        data,
+        label_reader(layout, name, classes, known),
+        layout=layout,
+        form=given_form(layout, template, pair_template, data),
+        pairs=tokenizer.sep_token is not None,
+        progress=progress,
+    )
+    return settle(name, wish, file, tokenizer, names)
+
+
 def _recounted(file: DataFile, reader: LabelReader) -> DataFile:
     """Read labels again by the classes that are known now."""
     labels: Labels = "required" if file.labelled else "ignored"

@@ -23,13 +23,11 @@ from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.readout_choice import (
     Answered,
     ReadoutWish,
-    given_form,
     is_text_to_learn,
     label_reader,
-    readout_layout,
+    read_training_data,
     readout_name,
     refuse_unused,
-    settle,
 )
 from laplace_lora.commands.settings import plain
 from laplace_lora.data import DataFile, Encoder, LabelReader, open_rows, scan
@@ -182,19 +180,24 @@ def _scan(
         raise LaplaceLoRAError("fewer than two label names are given; name every class with --labels a,b,c.")
     name = readout_name(config.readout, kind, None, config.data)
     refuse_unused(name, kind, config.readout, names)
-    layout = readout_layout(name, kind)
-    form = given_form(layout, config.template, None, config.data)
-    pairs = tokenizer.sep_token is not None
-    known = names if names is not None or name != "answer_tokens" else config.readout.answers
-    reader = label_reader(layout, name, None, known)
-    file = scan(config.data, reader, layout=layout, form=form, pairs=pairs, progress=progress)
-    settled = settle(name, config.readout, file, tokenizer, names)
+    settled = read_training_data(
+        name,
+        kind,
+        config.readout,
+        config.data,
+        tokenizer,
+        names=names,
+        classes=None,
+        template=config.template,
+        pair_template=None,
+        progress=progress,
+    )
     if name == "class_logits":
         settled = _counted(config, settled)
     data, validation = settled.file, None
     if config.validation is not None:
-        reader = label_reader(layout, name, settled.classes, settled.names)
-        validation = scan(config.validation, reader, layout=layout, form=data.form, pairs=pairs, progress=progress)
+        reader = label_reader(data.layout, name, settled.classes, settled.names)
+        validation = scan(config.validation, reader, layout=data.layout, form=data.form, progress=progress)
     return data, validation, settled
 
 
