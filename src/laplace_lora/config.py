@@ -6,13 +6,15 @@ from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
 
-Structure = Literal["kron", "diag", "exact", "last_layer"]
+Structure = Literal["kron", "kron_svd", "diag", "exact", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "module", "matrix"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit"]
 
+#: Kronecker factors wider than that are sketched with as many directions, by structure.
+FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64}
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
 
@@ -32,8 +34,9 @@ class LaplaceConfig:
 
     Attributes:
         structure: Shape of the posterior. ``kron``: one Kronecker factor pair per LoRA matrix, matrices
-            independent. ``diag``: all weights independent. ``exact``: the full generalised Gauss-Newton
-            matrix (GGN) over all matrices jointly, in dual form. ``last_layer``: ``kron`` over the
+            independent. ``kron_svd``: the same with the paper's own low-rank factors, a running singular value
+            decomposition, for comparison. ``diag``: all weights independent. ``exact``: the full generalised
+            Gauss-Newton matrix (GGN) over all matrices jointly, in dual form. ``last_layer``: ``kron`` over the
             classification head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
@@ -42,6 +45,9 @@ class LaplaceConfig:
             ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
             the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
+        factor_rank: Kronecker factors wider than this are kept as a sketch of as many directions and an isotropic tail
+            (``kron``, ``last_layer``; ``kron_svd`` has no tail); narrower ones are exact, and so is every factor with a
+            rank as large as the widest. 64 if not given, 10 with ``kron_svd``, as in the paper.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
         prior_groups: Which matrices share a prior precision: ``global`` (one), ``module`` (one per
@@ -64,6 +70,7 @@ class LaplaceConfig:
     structure: Structure = "kron"
     fisher: Fisher = "auto"
     kfac: KroneckerApproximation = "fitted"
+    factor_rank: int | None = None
     prior_precision: float | Mapping[str, float] = 1.0
     prior_groups: PriorGroups = "global"
     include_modules_to_save: bool = True
@@ -103,6 +110,18 @@ class LaplaceConfig:
         for name, least in (("integration_points", 64), ("memory_limit_bytes", 0), ("train_check_bytes", 0)):
             if getattr(self, name) < least:
                 raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
+        if self.factor_rank is not None and self.structure not in FACTOR_RANKS:
+            raise LaplaceLoRAError(
+                f"factor_rank={self.factor_rank} is for Kronecker factors, and structure={self.structure!r} has none; "
+                f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
+            )
+        if self.factor_rank is not None and self.factor_rank < 1:
+            raise LaplaceLoRAError(f"factor_rank={self.factor_rank} is too small; give at least 1.")
+
+    @property
+    def widest_whole_factor(self) -> int:
+        """Width up to which Kronecker factors are exact, and number of directions of wider ones."""
+        return self.factor_rank or FACTOR_RANKS.get(self.structure, FACTOR_RANKS["kron"])
 
     def fisher_for(self, classes: int, readout: str = "class_logits") -> Fisher:
         """Say which rows make up the GGN.
@@ -120,7 +139,7 @@ class LaplaceConfig:
             return "mc"
         if readout in ("option_scores", "pairwise_reward"):  # one backward pass serves all rows
             return "exact"
-        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "diag")
+        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "kron_svd", "diag")
         return "rademacher" if one_pass else "exact"
 
     def to_dict(self) -> dict[str, Any]:

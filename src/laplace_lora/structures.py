@@ -6,7 +6,13 @@ from torch import Tensor
 
 from laplace_lora.adapters import AdapterSites, with_rows
 from laplace_lora.config import LaplaceConfig, Structure
-from laplace_lora.curvature import Curvature, DiagonalCurvature, KroneckerCurvature, RowCurvature
+from laplace_lora.curvature import (
+    Curvature,
+    DiagonalCurvature,
+    KroneckerCurvature,
+    RowCurvature,
+    TruncatedKroneckerCurvature,
+)
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.posterior import DiagonalPosterior, ExactPosterior, KroneckerPosterior, Posterior
 
@@ -28,6 +34,7 @@ class StructureParts:
 
 STRUCTURES: dict[Structure, StructureParts] = {
     "kron": StructureParts(KroneckerCurvature, KroneckerPosterior),
+    "kron_svd": StructureParts(TruncatedKroneckerCurvature, KroneckerPosterior),
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
     "last_layer": StructureParts(KroneckerCurvature, KroneckerPosterior, last_layer=True),

@@ -30,27 +30,44 @@ WITH_BIAS = ("two.lora_B", "head")
 GROUPINGS = {"shared": (0, 0, 0, 0, 0), "by module": (0, 0, 1, 1, 2), "one each": (0, 1, 2, 3, 4)}
 
 
-def _cases() -> list[tuple[str, str]]:
+def _cases() -> list[LaplaceConfig]:
     found = []
     for name, parts in STRUCTURES.items():
-        kronecker = issubclass(parts.curvature, KroneckerCurvature)
-        rules = get_args(KroneckerApproximation) if kronecker else ("fitted",)
-        found += [(name, rule) for rule in rules]
+        if not issubclass(parts.curvature, KroneckerCurvature):
+            found.append(LaplaceConfig(structure=name))
+            continue
+        if name != "kron_svd":
+            found += [LaplaceConfig(structure=name, kfac=rule) for rule in get_args(KroneckerApproximation)]
+        # The wider factors of most matrices sketched; and both of every matrix.
+        found.append(LaplaceConfig(structure=name, factor_rank=1))
+        rules = ("fitted", "expand", "reduce") if name == "kron" else ("fitted",)
+        found += [LaplaceConfig(structure=name, kfac=rule, factor_rank=2) for rule in rules]
     return found
 
 
-# Every structure with every rule that it knows: (structure, kfac).
+# Every structure with every rule that it knows.
 CASES = _cases()
 
 
-def shapes_of(structure: str) -> tuple[MatrixShape, ...]:
+def name_of(config: LaplaceConfig) -> str:
+    """Name a case."""
+    rank = "" if config.factor_rank is None else f"-rank{config.factor_rank}"
+    return f"{config.structure}-{config.kfac}{rank}"
+
+
+def is_truncated(config: LaplaceConfig) -> bool:
+    """Say whether what a curvature holds depends on batches and order, as a cut singular value decomposition does."""
+    return config.structure == "kron_svd" and config.factor_rank is not None
+
+
+def shapes_of(config: LaplaceConfig) -> tuple[MatrixShape, ...]:
     """Return the matrices that a structure covers: all, or the head alone."""
-    return SHAPES[-1:] if STRUCTURES[structure].last_layer else SHAPES
+    return SHAPES[-1:] if STRUCTURES[config.structure].last_layer else SHAPES
 
 
-def groups_of(structure: str, grouping: str) -> tuple[int, ...]:
+def groups_of(config: LaplaceConfig, grouping: str) -> tuple[int, ...]:
     """Return the group of every matrix."""
-    return (0,) if STRUCTURES[structure].last_layer else GROUPINGS[grouping]
+    return (0,) if STRUCTURES[config.structure].last_layer else GROUPINGS[grouping]
 
 
 def precision_of(groups: Sequence[int]) -> Tensor:
@@ -119,11 +136,10 @@ def random_data(examples: int = 7, tokens: int = 4, rows: int = 2, seed: int = 0
     return Data(inputs, gradients, mask, weights)
 
 
-def fold(structure: str, kfac: str, data: Data, batch_size: int = 100) -> Curvature:
+def fold(config: LaplaceConfig, data: Data, batch_size: int = 100) -> Curvature:
     """Fold data into a structure's curvature, batch by batch, row by row, matrix by matrix."""
-    shapes = shapes_of(structure)
-    config = LaplaceConfig(structure=structure, kfac=kfac)  # type: ignore[arg-type]
-    curvature = STRUCTURES[structure].curvature(shapes, config)
+    shapes = shapes_of(config)
+    curvature = STRUCTURES[config.structure].curvature(shapes, config)
     for start in range(0, len(data), batch_size):
         batch = data.take(range(start, min(start + batch_size, len(data))))
         mask = None if bool(batch.mask.all()) else batch.mask
@@ -132,20 +148,22 @@ def fold(structure: str, kfac: str, data: Data, batch_size: int = 100) -> Curvat
                 x, g = batch.inputs[shape.name], batch.gradients[shape.name][row]
                 gradient = SiteGradient(index, row, x, g, mask, shape.name in WITH_BIAS)
                 curvature.update(gradient, batch.weights[:, row])
+        curvature.end_batch()
     return curvature
 
 
-def build(structure: str, curvature: Curvature, grouping: str = "by module") -> tuple[Posterior, Tensor]:
+def build(config: LaplaceConfig, curvature: Curvature, grouping: str = "by module") -> tuple[Posterior, Tensor]:
     """End a fold; return its posterior and prior precisions that suit its groups."""
-    posterior = STRUCTURES[structure].posterior.from_statistics(curvature.shapes, curvature.finalise(), curvature.dtype)
-    groups = groups_of(structure, grouping)
+    kind = STRUCTURES[config.structure].posterior
+    posterior = kind.from_statistics(curvature.shapes, curvature.finalise(), curvature.dtype)
+    groups = groups_of(config, grouping)
     posterior.assign_groups(groups)
     return posterior, precision_of(groups)
 
 
-def posterior_of(structure: str, kfac: str, data: Data, grouping: str = "by module") -> tuple[Posterior, Tensor]:
+def posterior_of(config: LaplaceConfig, data: Data, grouping: str = "by module") -> tuple[Posterior, Tensor]:
     """Fold data and build the posterior."""
-    return build(structure, fold(structure, kfac, data), grouping)
+    return build(config, fold(config, data), grouping)
 
 
 def functional(

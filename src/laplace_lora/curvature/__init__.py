@@ -4,7 +4,7 @@ from laplace_lora.curvature.base import Curvature, require_finite_statistics
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
-from laplace_lora.curvature.kronecker import KroneckerCurvature
+from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
 from laplace_lora.curvature.rows import RowCurvature
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 
@@ -16,6 +16,7 @@ __all__ = [
     "RowCurvature",
     "TrainCheck",
     "TrainCheckExamples",
+    "TruncatedKroneckerCurvature",
     "backward_passes",
     "digest_numbers",
     "fit_curvature",

@@ -47,6 +47,9 @@ class Curvature(abc.ABC):
             weights: (B,) weights of the directions.
         """
 
+    def end_batch(self) -> None:  # noqa: B027 - most keep nothing of a batch
+        """Let go of what was kept of the batch; called when all its gradients are in."""
+
     @abc.abstractmethod
     def merge(self, other: "Curvature") -> None:
         """Add the statistics of other examples of the same model.

@@ -215,6 +215,7 @@ def _fold_batch(
             check.update(gradient)
 
     runner.rows(directions, receive)
+    curvature.end_batch()
 
 
 def _draw(config: LaplaceConfig, readout: Readout, rows: ModelRows) -> Draw | None:
@@ -277,7 +278,7 @@ def _check_classes(logits: Tensor, config: LaplaceConfig, readout: Readout) -> N
                 "the GGN, not for its inverse; use structure='kron' or 'diag' with NextToken."
             )
         return
-    if readout.separate and config.kfac == "reduce" and config.structure in ("kron", "last_layer"):
+    if readout.separate and config.kfac == "reduce" and config.structure in ("kron", "kron_svd", "last_layer"):
         raise LaplaceLoRAError(
             f"kfac='reduce' would average the inputs of an example's options, which {readout!r} compares; use "
             "kfac='fitted'."

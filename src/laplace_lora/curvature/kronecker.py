@@ -11,30 +11,50 @@ J = sum_t g_nt x_nt^T. The exact block is sum_n sum_r vec(J) vec(J)^T, approxima
 ``fitted`` and ``reduce`` equal the exact block; so do all three for one example of one token and two
 classes. The number of examples enters L alone. A head that is applied at every token but read at one
 counts that one alone.
+
+A factor no wider than ``factor_rank`` is kept whole; a wider one as a sketch (:mod:`laplace_lora.curvature.sketch`, or
+:mod:`laplace_lora.curvature.incremental_svd`), so that nothing is d x d.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature.base import Curvature, add_product, add_sums
+from laplace_lora.curvature.base import Curvature
+from laplace_lora.curvature.factors import FactorSum, WholeFactor
+from laplace_lora.curvature.incremental_svd import TruncatedFactor
+from laplace_lora.curvature.sketch import SketchedFactor
 from laplace_lora.errors import MemoryLimitError
-from laplace_lora.jacobians import MatrixGradient
+from laplace_lora.jacobians import MatrixGradient, statistics_dtype
 from laplace_lora.matrices import MatrixShape
+
+Sketch = Callable[[int, int], FactorSum]
 
 
 class KroneckerCurvature(Curvature):
-    """Sums that give both factors of every matrix: (out^2 + in^2) float64 numbers each."""
+    """Sums that give both factors of every matrix: d^2 float64 numbers for a narrow side, d m for a wide one.
+
+    Attributes:
+        sketch: How a factor wider than m is kept, made from its width and m.
+    """
+
+    sketch: Sketch = SketchedFactor
 
     def __init__(self, shapes: Sequence[MatrixShape], config: LaplaceConfig) -> None:
         """Start empty; see :class:`Curvature`."""
         super().__init__(shapes, config)
-        self.left: list[Tensor | None] = [None] * len(self.shapes)
-        self.right: list[Tensor | None] = [None] * len(self.shapes)
+        self.left = [self._factor(shape.out_features) for shape in self.shapes]
+        self.right = [self._factor(shape.in_features) for shape in self.shapes]
         # What R is divided by in expand: tokens (or pooled rows) that entered it.
         self.inputs_seen = [0.0] * len(self.shapes)
+        # What the inputs of the matrix before added, by width: q, k and v share theirs, and so do gate and up.
+        self._latest: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def _factor(self, width: int) -> FactorSum:
+        rank = self.config.widest_whole_factor
+        return WholeFactor(width) if width <= rank else type(self).sketch(width, rank)
 
     def check_memory(self, rows_per_example: int, examples: int | None) -> None:
         """See :meth:`Curvature.check_memory`.
@@ -42,60 +62,84 @@ class KroneckerCurvature(Curvature):
         Raises:
             MemoryLimitError: One factor alone would exceed ``memory_limit_bytes``, as those of a vocabulary do.
         """
+        rank = self.config.widest_whole_factor
         for shape in self.shapes:
             side = max(shape.out_features, shape.in_features)
-            if 8 * side**2 > self.config.memory_limit_bytes:
+            if 8 * side * min(side, rank) > self.config.memory_limit_bytes:
                 raise MemoryLimitError(
-                    f"structure='kron' needs {8 * side**2} bytes for a factor of {shape.name}, {side} wide; the limit "
-                    "is "
-                    f"{self.config.memory_limit_bytes}. Use structure='diag', retrain without that module, or raise "
-                    "LaplaceConfig(memory_limit_bytes=...)."
+                    f"structure={self.config.structure!r} needs {8 * side * min(side, rank)} bytes for a factor of "
+                    f"{shape.name}, {side} wide; the limit is {self.config.memory_limit_bytes}. Lower factor_rank "
+                    f"({rank}), use structure='diag', or raise LaplaceConfig(memory_limit_bytes=...)."
                 )
 
     def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`."""
-        index = gradient.index
+        index, squares = gradient.index, weights.square()
         if self.config.kfac == "fitted":
             jacobian = gradient.jacobian()
             self.dtype = jacobian.dtype
-            jacobian = jacobian * weights.to(jacobian)[:, None, None]
-            out_features, in_features = jacobian.shape[1:]
-            by_row = jacobian.transpose(1, 2).reshape(-1, out_features)
-            by_column = jacobian.reshape(-1, in_features)
-            self.left[index] = add_product(self.left[index], by_row, by_row)
-            self.right[index] = add_product(self.right[index], by_column, by_column)
+            self.left[index].add(jacobian, squares)
+            self.right[index].add(jacobian.mT, squares)
             return
         x, g = gradient.tokens()
         self.dtype = x.dtype
-        g = g * weights.to(g)[:, None, None]
         if self.config.kfac == "reduce":
-            x, g = _mean_over_tokens(x, gradient.token_mask), g.sum(dim=1)
-        g, inputs = g.flatten(end_dim=-2), x.flatten(end_dim=-2)
-        self.left[index] = add_product(self.left[index], g, g)
+            x, g = _mean_over_tokens(x, gradient.token_mask)[:, None], g.sum(dim=1, keepdim=True)
+        self.left[index].add(g.mT, squares)
         if gradient.row == 0:
-            self.right[index] = add_product(self.right[index], inputs, inputs)
+            self._add_inputs(index, x)
             masked = gradient.token_mask if self.config.kfac == "expand" else None
-            self.inputs_seen[index] += inputs.shape[0] if masked is None else float(masked.sum())
+            self.inputs_seen[index] += x.shape[0] * x.shape[1] if masked is None else float(masked.sum())
+
+    def _add_inputs(self, index: int, x: Tensor) -> None:
+        factor = self.right[index]
+        if not isinstance(factor, SketchedFactor):
+            factor.add(x.mT)
+            return
+        before, part = self._latest.get(factor.width, (None, None))
+        if before is None or part is None or before.shape != x.shape or not torch.equal(before, x):
+            part = factor.part(x.mT)
+            self._latest[factor.width] = (x, part)
+        factor.add_part(part)
+
+    def end_batch(self) -> None:
+        """See :meth:`Curvature.end_batch`."""
+        self._latest.clear()
 
     def merge(self, other: Curvature) -> None:
         """See :meth:`Curvature.merge`."""
         assert isinstance(other, KroneckerCurvature)
-        add_sums(self.left, other.left)
-        add_sums(self.right, other.right)
+        for mine, its in zip((*self.left, *self.right), (*other.left, *other.right), strict=True):
+            mine.merge(its)
         self.inputs_seen = [a + b for a, b in zip(self.inputs_seen, other.inputs_seen, strict=True)]
         self.dtype = torch.promote_types(self.dtype, other.dtype)
 
     def finalise(self) -> dict[str, list[Tensor]]:
-        """See :meth:`Curvature.finalise`: ``left`` and ``right`` factors."""
-        lefts: list[Tensor] = []
-        rights: list[Tensor] = []
-        for left, right, seen in zip(self.left, self.right, self.inputs_seen, strict=True):
-            assert left is not None and right is not None
-            divisor = float(left.trace()) if self.config.kfac == "fitted" else seen
-            lefts.append(left)
+        """See :meth:`Curvature.finalise`.
+
+        Returns:
+            ``left_eigenvalues``, ``left_eigenvectors``, ``left_tail`` and the same of ``right``, as
+            :meth:`FactorSum.spectrum` gives them; eigenvectors in the Jacobians' dtype.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for index, seen in enumerate(self.inputs_seen):
+            left, right = self.left[index], self.right[index]
+            divisor = left.trace() if self.config.kfac == "fitted" else seen
             # A matrix whose Jacobians are all 0 (lora_A while lora_B is 0) has no curvature: 0 (x) 0.
-            rights.append(right / divisor if divisor > 0.0 else torch.zeros_like(right))
-        return {"left": lefts, "right": rights}
+            scale = 1.0 / divisor if divisor > 0.0 else 0.0
+            for side, factor, multiple in (("left", left, 1.0), ("right", right, scale)):
+                values, vectors, tail = factor.spectrum()
+                kept = vectors.to(statistics_dtype(self.dtype)).contiguous()
+                for name, tensor in (("values", multiple * values), ("vectors", kept)):
+                    found.setdefault(f"{side}_eigen{name}", []).append(tensor)
+                found.setdefault(f"{side}_tail", []).append(multiple * tail)
+        return found
+
+
+class TruncatedKroneckerCurvature(KroneckerCurvature):
+    """The same with the paper's low-rank factors."""
+
+    sketch = TruncatedFactor
 
 
 def _mean_over_tokens(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -96,6 +96,10 @@ def _is_precision(value: Any) -> bool:
     return is_number(value)
 
 
+def _is_rank(value: Any) -> bool:
+    return value is None or is_whole(value, 1)
+
+
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "library_version": is_word,
     "config": lambda value: isinstance(value, dict),
@@ -151,6 +155,8 @@ def checked_config(values: Mapping[str, Any]) -> LaplaceConfig:
         check = _SETTINGS.get(type(field.default), lambda item: isinstance(item, str))
         if field.name in ("prior_precision", "noise_variance"):
             check = _is_precision
+        if field.name == "factor_rank":
+            check = _is_rank
         if not check(value) or (field.name == "integration_points" and value > MOST_POINTS):
             raise PosteriorFileError(_malformed(f"config.{field.name}"))
     try:
@@ -175,13 +181,18 @@ def check_groups(config: LaplaceConfig, matrices: Sequence[MatrixShape], precisi
 
 
 def check_tensors(
-    kind: type[Posterior], matrices: Sequence[MatrixShape], tensors: Mapping[str, Tensor], where: str
+    kind: type[Posterior],
+    matrices: Sequence[MatrixShape],
+    config: LaplaceConfig,
+    tensors: Mapping[str, Tensor],
+    where: str,
 ) -> None:
     """Compare a posterior's tensors with its matrices: names, shapes and values.
 
     Args:
         kind: The posterior's class, which says what it stores.
         matrices: Its weight matrices.
+        config: Its settings.
         tensors: What posterior.safetensors holds, without the training inputs.
         where: Path of the file, for messages.
 
@@ -189,7 +200,7 @@ def check_tensors(
         PosteriorFileError: They differ, or a value is NaN, infinite or negative where it must not be.
     """
     rows = next((len(tensor) for tensor in tensors.values() if tensor.dim()), 0)
-    wanted = kind.stored(matrices, rows)
+    wanted = kind.stored(matrices, config, rows)
     for name in sorted(set(wanted) ^ set(tensors)):
         verb = "lacks" if name in wanted else "has no place for"
         raise PosteriorFileError(f"{where} {verb} {name}; fit and save the posterior again.")

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 
 
@@ -161,16 +162,25 @@ class Posterior(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
         """Say what :meth:`tensors` holds, so that a file can be checked before it is used.
 
         Args:
             shapes: One per matrix.
+            config: Settings of the posterior.
             rows: Length of the tensors of a structure that keeps rows of data; other structures need none.
 
         Returns:
             Names to shapes. What :attr:`spectra` ends in holds float64 numbers that are not negative.
         """
+
+    def without_tail(self) -> "Posterior":
+        """Return the same without the curvature that was only guessed at; see :mod:`laplace_lora.curvature.sketch`.
+
+        Returns:
+            A posterior that knows no more than the data's curvature holds; itself where nothing was guessed.
+        """
+        return self
 
     @property
     def nbytes(self) -> int:

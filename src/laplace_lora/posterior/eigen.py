@@ -1,40 +1,55 @@
 """Structures that are diagonal in a fixed orthonormal basis of each matrix: P_l = Q diag(e) Q^T + delta_l I.
 
-All of them share their algebra; a structure only says how to rotate into and out of its basis. The prior
-enters the weights 1 / (e + delta) alone, never the basis. Sums of positive terms throughout, so that
-covariances are positive semi-definite by construction (DESIGN, section 2, item 6).
+All of them share their algebra; a structure only says how to rotate into and out of its basis. A basis need not be
+written out: a part of the weights' space in which all directions of a row have one eigenvalue is given by its
+orthogonal projection. The prior enters the weights 1 / (e + delta) alone, never the basis. Sums of positive terms
+throughout, so that covariances are positive semi-definite by construction (DESIGN, section 2, item 6).
 """
 
 import abc
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Eigenvalues of one part of a weight matrix's space.
+
+    Attributes:
+        eigenvalues: Non-negative, float64: (a, b), one for each coordinate of the part; or, of a tail, (a, 1), one for
+            each row of coordinates.
+        directions: Number of eigenvectors that each stands for: 1, or for a tail the dimension of its rows, which
+            their coordinates, written in more numbers than that, do not show.
+    """
+
+    eigenvalues: Tensor
+    directions: int = 1
+
+
 class EigenPosterior(Posterior):
-    """A block-diagonal posterior with known eigenvectors."""
-
-    def __init__(self, shapes: Sequence[MatrixShape], eigenvalues: Sequence[Tensor]) -> None:
-        """Keep the eigenvalues of the likelihood part.
-
-        Args:
-            shapes: One per matrix.
-            eigenvalues: One non-negative (out, in) float64 tensor per matrix.
-        """
-        super().__init__(shapes)
-        self.eigenvalues = list(eigenvalues)
+    """A block-diagonal posterior with known eigenspaces."""
 
     @abc.abstractmethod
-    def rotate(self, index: int, matrices: Tensor) -> Tensor:
-        """Express (B, out, in) matrices in the eigenbasis; the shape stays."""
+    def parts(self, index: int) -> list[Part]:
+        """Return the orthogonal parts of a matrix's space and their eigenvalues."""
 
     @abc.abstractmethod
-    def rotate_back(self, index: int, matrices: Tensor) -> Tensor:
+    def rotate(self, index: int, matrices: Tensor) -> list[Tensor]:
+        """Return the coordinates (B, a, b) of (B, out, in) matrices in every part."""
+
+    @abc.abstractmethod
+    def rotate_back(self, index: int, parts: Sequence[Tensor]) -> Tensor:
         """Undo :meth:`rotate`."""
+
+    @property
+    def eigenvalues(self) -> list[Tensor]:
+        """Per matrix all eigenvalues that have coordinates of their own: those of the first part."""
+        return [self.parts(index)[0].eigenvalues for index in range(len(self.shapes))]
 
     def accumulator(self, precision: Tensor, scales: Tensor | None = None) -> CovarianceAccumulator:
         """See :meth:`Posterior.accumulator`."""
@@ -42,18 +57,17 @@ class EigenPosterior(Posterior):
 
     def log_determinant(self, precision: Tensor) -> float:
         """See :meth:`Posterior.log_determinant`: sum of log1p(e / delta)."""
-        total = 0.0
-        for eigenvalues, delta in zip(self.eigenvalues, self.matrix_precisions(precision), strict=True):
-            total += float(torch.log1p(eigenvalues / delta).sum())
-        return total
+        return sum(
+            part.directions * float(torch.log1p(part.eigenvalues / delta).sum())
+            for _, delta, part in self._all_parts(precision)
+        )
 
     def effective_parameters(self, precision: Tensor) -> Tensor:
         """See :meth:`Posterior.effective_parameters`: sum of e / (e + delta)."""
         sums = torch.zeros(len(precision), dtype=torch.float64)
-        for eigenvalues, delta, group in zip(
-            self.eigenvalues, self.matrix_precisions(precision), self.groups, strict=True
-        ):
-            sums[group] += (eigenvalues / (eigenvalues + delta)).sum().cpu()
+        for index, delta, part in self._all_parts(precision):
+            shares = (part.eigenvalues / (part.eigenvalues + delta)).sum().cpu()
+            sums[self.groups[index]] += part.directions * shares
         return sums
 
     def sample(self, precision: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
@@ -71,13 +85,18 @@ class EigenPosterior(Posterior):
             One (count, out, in) tensor per matrix.
         """
         samples = []
-        for index, (eigenvalues, delta) in enumerate(
-            zip(self.eigenvalues, self.matrix_precisions(precision), strict=True)
-        ):
-            noise = standard_normal((count, *eigenvalues.shape), eigenvalues, generator)
-            weighted = self.rotate(index, noise) * torch.rsqrt(eigenvalues + delta)
+        for index, (shape, delta) in enumerate(zip(self.shapes, self.matrix_precisions(precision), strict=True)):
+            parts = self.parts(index)
+            size = (count, shape.out_features, shape.in_features)
+            rotated = self.rotate(index, standard_normal(size, parts[0].eigenvalues, generator))
+            weighted = [r * torch.rsqrt(part.eigenvalues + delta) for r, part in zip(rotated, parts, strict=True)]
             samples.append(self.rotate_back(index, weighted))
         return samples
+
+    def _all_parts(self, precision: Tensor) -> Iterator[tuple[int, float, Part]]:
+        for index, delta in enumerate(self.matrix_precisions(precision)):
+            for part in self.parts(index):
+                yield index, delta, part
 
 
 class _EigenAccumulator(CovarianceAccumulator):
@@ -100,9 +119,17 @@ class _EigenAccumulator(CovarianceAccumulator):
         total = torch.zeros(len(self.scales), size, count, count, dtype=torch.float64, device=first[0].device)
         for index, rows in self._rows.items():
             # All rows at once: a matrix's eigenvectors are read once, and there are fewer, larger products.
-            rotated = self.posterior.rotate(index, torch.cat(rows)).unflatten(0, (count, size))
-            for s, scale in enumerate(self.scales.tolist()):
-                weights = (self.posterior.eigenvalues[index] + scale * self.precision[index]).rsqrt()
-                weighted = (rotated * weights.to(rotated.dtype)).flatten(start_dim=2)
-                total[s] += torch.einsum("mbp,nbp->bmn", weighted, weighted).to(total)
+            rotated = self.posterior.rotate(index, torch.cat(rows))
+            for coordinates, part in zip(rotated, self.posterior.parts(index), strict=True):
+                at = coordinates.unflatten(0, (count, size))
+                precisions = [part.eigenvalues + scale * self.precision[index] for scale in self.scales.tolist()]
+                if part.directions > 1:
+                    # One weight per row of coordinates: products first, once for all scales.
+                    products = torch.einsum("mbap,nbap->abmn", at, at).to(total)
+                    for s, precision in enumerate(precisions):
+                        total[s] += torch.tensordot(precision[:, 0].reciprocal(), products, dims=1)
+                    continue
+                for s, precision in enumerate(precisions):
+                    weighted = (at * precision.rsqrt().to(at.dtype)).flatten(start_dim=2)
+                    total[s] += torch.einsum("mbp,nbp->bmn", weighted, weighted).to(total)
         return total

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
 
@@ -104,7 +105,7 @@ class ExactPosterior(Posterior):
         return {f"{shape.name}.rows": rows for shape, rows in zip(self.shapes, self.rows, strict=True)}
 
     @classmethod
-    def stored(cls, shapes: Sequence[MatrixShape], rows: int) -> dict[str, tuple[int, ...]]:
+    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
         """See :meth:`Posterior.stored`."""
         return {f"{shape.name}.rows": (rows, shape.size) for shape in shapes}
 

@@ -1,0 +1,107 @@
+"""Sums of outer products, from which the Kronecker factors of a curvature block come: kept whole, or as a sketch."""
+
+import abc
+
+import torch
+from torch import Tensor
+
+from laplace_lora.curvature.base import add_product
+
+
+class FactorSum(abc.ABC):
+    """F = sum_b w_b M_b M_b^T over the examples b of a data set, (d, d); a fold like the curvature it is part of.
+
+    Attributes:
+        width: d.
+    """
+
+    def __init__(self, width: int) -> None:
+        """Start empty.
+
+        Args:
+            width: d.
+        """
+        self.width = width
+
+    @abc.abstractmethod
+    def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            stack: (B, d, n) matrices M_b.
+            weights: (B,) w_b; 1 if not given.
+        """
+
+    @abc.abstractmethod
+    def merge(self, other: "FactorSum") -> None:
+        """Add another sum.
+
+        Args:
+            other: Of the same class and width; left as it is.
+        """
+
+    @abc.abstractmethod
+    def trace(self) -> float:
+        """Return tr F, up to rounding."""
+
+    @abc.abstractmethod
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """End the fold: F = V diag(values) V^T + tail (I - V V^T), exactly or as well as the sum knows it.
+
+        Returns:
+            Eigenvalues (m,), not below 0, and orthonormal eigenvectors (d, m), and the tail's eigenvalue (): all
+            float64. With m = d there is no tail.
+        """
+
+
+class WholeFactor(FactorSum):
+    """F itself: 8 d^2 bytes."""
+
+    def __init__(self, width: int) -> None:
+        """Start empty; see :class:`FactorSum`."""
+        super().__init__(width)
+        self.matrix: Tensor | None = None
+
+    def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
+        """See :meth:`FactorSum.add`."""
+        if self.width <= stack.shape[2]:
+            # Few rows of long vectors: one small product per example, no larger together than the stack.
+            each = torch.bmm(stack, stack.mT)
+            product = each.sum(dim=0) if weights is None else torch.tensordot(weights.to(each), each, dims=1)
+            self._take(product.double())
+            return
+        rows = as_rows(stack)
+        weighted = rows if weights is None else rows * weights.to(rows).repeat_interleave(stack.shape[2])[:, None]
+        self.matrix = add_product(self.matrix, weighted, rows)
+
+    def merge(self, other: FactorSum) -> None:
+        """See :meth:`FactorSum.merge`."""
+        assert isinstance(other, WholeFactor)
+        if other.matrix is not None:
+            self._take(other.matrix.clone())
+
+    def trace(self) -> float:
+        """See :meth:`FactorSum.trace`."""
+        return 0.0 if self.matrix is None else float(self.matrix.trace())
+
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`FactorSum.spectrum`."""
+        assert self.matrix is not None
+        values, vectors = torch.linalg.eigh(self.matrix)
+        # Rounding can leave eigenvalues of a positive semi-definite matrix slightly below 0.
+        return values.clamp(min=0.0), vectors, values.new_zeros(())
+
+    def _take(self, product: Tensor) -> None:
+        self.matrix = product if self.matrix is None else self.matrix.add_(product)
+
+
+def as_rows(stack: Tensor) -> Tensor:
+    """Return the columns of every matrix of a stack as rows, example after example.
+
+    Args:
+        stack: (B, d, n).
+
+    Returns:
+        (B n, d); a view where each matrix's columns lie one after the other in memory.
+    """
+    return stack.mT.reshape(-1, stack.shape[1])

@@ -1,0 +1,63 @@
+"""The paper's low-rank Kronecker factors: a running singular value decomposition, cut to a few directions.
+
+Yang et al. (ICLR 2024, appendix on low-rank K-FAC) keep B (d x k), k = 10, with B B^T for the wide factor, and replace
+it after every batch by the leading k left singular vectors, times singular values, of [B, batch]. What is cut is lost:
+the factor is understated, variances come out too large, and batch size and order change it (rounding aside, only
+if the rank of the sum is above k). :mod:`laplace_lora.curvature.sketch` has neither fault.
+"""
+
+import torch
+from torch import Tensor
+
+from laplace_lora.curvature.factors import FactorSum, as_rows
+
+
+class TruncatedFactor(FactorSum):
+    """B (d, k) with B B^T near F: 8 d k bytes, and the exact trace."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        """Start empty.
+
+        Args:
+            width: d.
+            rank: k, below d.
+        """
+        super().__init__(width)
+        self.rank = rank
+        self.root: Tensor | None = None
+        self._trace: Tensor | None = None
+
+    def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
+        """See :meth:`FactorSum.add`."""
+        rows = as_rows(stack).double()
+        if weights is not None:
+            rows = rows * weights.double().clamp(min=0.0).sqrt().repeat_interleave(stack.shape[2])[:, None]
+        trace = rows.square().sum()
+        self._trace = trace if self._trace is None else self._trace.add_(trace)
+        self._take(rows.mT)
+
+    def merge(self, other: FactorSum) -> None:
+        """See :meth:`FactorSum.merge`: as if the other's directions came as a batch."""
+        assert isinstance(other, TruncatedFactor) and other.rank == self.rank
+        if other.root is None or other._trace is None:
+            return
+        self._trace = other._trace.clone() if self._trace is None else self._trace.add_(other._trace)
+        self._take(other.root)
+
+    def trace(self) -> float:
+        """See :meth:`FactorSum.trace`."""
+        return 0.0 if self._trace is None else float(self._trace)
+
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`FactorSum.spectrum`: no tail."""
+        assert self.root is not None
+        vectors, singular, _ = torch.linalg.svd(self.root, full_matrices=False)
+        return singular.square(), vectors, singular.new_zeros(())
+
+    def _take(self, columns: Tensor) -> None:
+        together = columns if self.root is None else torch.cat([self.root, columns], dim=1)
+        missing = self.rank - together.shape[1]
+        if missing > 0:
+            together = torch.nn.functional.pad(together, (0, missing))
+        vectors, singular, _ = torch.linalg.svd(together, full_matrices=False)
+        self.root = vectors[:, : self.rank] * singular[: self.rank]

@@ -1,0 +1,149 @@
+"""The mergeable sketch of a wide Kronecker factor: nothing is d x d (DESIGN, section 2, item 5).
+
+Of F = sum_b w_b M_b M_b^T only Y = F Omega is accumulated, Omega in R^(d x m) random, orthonormal and the same for
+every sum of one width, and the exact trace. At the end the Nystrom approximation
+
+    F  ~  Y (Omega^T Y)^-1 Y^T  =  V diag(mu) V^T  <=  F
+
+is formed in float64, with a small multiple of Omega added to Y so that the inverse exists (Tropp, Yurtsever, Udell &
+Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3).
+What it misses of the trace is spread evenly: tau = (tr F - sum mu) / d, and F ~ V diag(mu) V^T + tau I.
+
+It equals F where the rank of F is at most m. Without the tail the curvature is understated and variances can only be
+too large; with (tr F - sum mu) I in the tail's place they can only be too small. Y and the trace are sums, so that
+batches and parts of a data set may come in any order.
+"""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from laplace_lora.curvature.factors import FactorSum, as_rows
+
+
+class SketchedFactor(FactorSum):
+    """Y = F Omega and tr F: 8 d m bytes; Omega, 4 d m bytes in float32, is shared by all sums of a width."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        """Start empty.
+
+        Args:
+            width: d.
+            rank: m, below d.
+        """
+        super().__init__(width)
+        self.rank = rank
+        self.products: Tensor | None = None
+        self._trace: Tensor | None = None
+        self._dtype = torch.float32
+
+    def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
+        """See :meth:`FactorSum.add`."""
+        self.add_part(self.part(stack, weights))
+
+    def part(self, stack: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what a batch adds, so that sums of the same vectors compute it once.
+
+        Args:
+            stack: As for :meth:`add`.
+            weights: As for :meth:`add`.
+
+        Returns:
+            (d, m) in the stack's dtype, and the float64 trace.
+        """
+        rows = as_rows(stack)
+        images = rows @ test_matrix(self.width, self.rank, stack.dtype, str(stack.device))
+        squares = torch.linalg.vector_norm(stack, dim=(1, 2)).double().square()
+        if weights is not None:
+            # The images are narrower than the rows, and weighting them is enough.
+            images = (images.view(len(stack), -1) * weights.to(images)[:, None]).view_as(images)
+            squares = squares * weights
+        return rows.mT @ images, squares.sum()
+
+    def add_part(self, part: tuple[Tensor, Tensor]) -> None:
+        """Add what :meth:`part` returned.
+
+        Args:
+            part: Products and trace.
+        """
+        products, trace = part
+        self._dtype = products.dtype
+        if self.products is None or self._trace is None:
+            self.products, self._trace = products.double(), trace.clone()
+            return
+        self.products.add_(products)
+        self._trace.add_(trace)
+
+    def merge(self, other: FactorSum) -> None:
+        """See :meth:`FactorSum.merge`."""
+        assert isinstance(other, SketchedFactor) and other.rank == self.rank
+        if other.products is None or other._trace is None:
+            return
+        if self.products is None or self._trace is None:
+            self.products, self._trace, self._dtype = other.products.clone(), other._trace.clone(), other._dtype
+            return
+        self.products.add_(other.products)
+        self._trace.add_(other._trace)
+
+    def trace(self) -> float:
+        """See :meth:`FactorSum.trace`."""
+        return 0.0 if self._trace is None else float(self._trace)
+
+    def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`FactorSum.spectrum`: Nystrom, the tail's tau on every direction."""
+        assert self.products is not None
+        omega = test_matrix(self.width, self.rank, self._dtype, str(self.products.device)).double()
+        values, vectors = nystrom(self.products, omega, torch.finfo(self._dtype).eps)
+        tail = ((self.trace() - values.sum()) / self.width).clamp(min=0.0)
+        return values + tail, vectors, tail
+
+
+def nystrom(products: Tensor, omega: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues and eigenvectors of Y (Omega^T Y)^-1 Y^T, stabilised by a shift.
+
+    Args:
+        products: (d, m) Y = F Omega, float64; F positive semi-definite.
+        omega: (d, m) Omega, float64, of full rank.
+        precision: Rounding unit of the products.
+
+    Returns:
+        (m,) values, not below 0, the largest first; and (d, m) orthonormal vectors.
+    """
+    width, rank = products.shape
+    norm = float(torch.linalg.vector_norm(products))
+    if norm == 0.0:
+        return products.new_zeros(rank), torch.linalg.qr(omega).Q
+    # Y / |Y|: squares of tiny curvatures would underflow.
+    scaled = products / norm
+    shift = math.sqrt(width) * precision
+    while True:
+        shifted = scaled + shift * omega
+        core = omega.mT @ shifted
+        root, failed = torch.linalg.cholesky_ex(0.5 * (core + core.mT))
+        if not int(failed):
+            break
+        # Products rounded in float32 can be indefinite by more than that; ten times the shift is still rounding.
+        shift *= 10.0
+    half = torch.linalg.solve_triangular(root, shifted.mT, upper=False).mT
+    vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
+    return norm * (singular.square() - shift).clamp(min=0.0), vectors
+
+
+@functools.lru_cache(maxsize=32)
+def test_matrix(width: int, rank: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return Omega: an orthonormal basis of a random subspace, the same at every call.
+
+    Args:
+        width: d.
+        rank: m.
+        dtype: Of the products it is for; the float64 numbers are rounded to it.
+        device: Where it is needed.
+
+    Returns:
+        (d, m).
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * width + rank)
+    gaussian = torch.randn(width, rank, dtype=torch.float64, generator=generator)
+    return torch.linalg.qr(gaussian).Q.to(dtype).to(device)
