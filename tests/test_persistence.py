@@ -60,6 +60,24 @@ def saved(tmp_path: Path) -> tuple[LaplaceLoRA, Path]:
 # --- there and back ------------------------------------------------------------------------------------------
 
 
+def test_files_of_before_wide_factors_were_sketched_are_read_whole(tmp_path: Path) -> None:
+    """They hold eigenvectors of every width and neither a rank nor tails."""
+    model = tiny_bert()
+    la = fitted(model, TRAIN, factor_rank=16)
+    la.save_pretrained(tmp_path)
+    document = json.loads((tmp_path / CONFIG).read_text(encoding="utf-8"))
+    del document["config"]["factor_rank"], document["effective_parameters"], document["config_sha256"]
+    del document["format_version"]
+    tensors = load_file(tmp_path / TENSORS)
+    assert not any(name.endswith("tail") for name in tensors)
+    assert any(tensor.shape == (16, 16) for tensor in tensors.values())
+    files.write_posterior(tmp_path, document, tensors)
+    again = LaplaceLoRA.from_pretrained(model, tmp_path)
+    assert torch.equal(again.predict(collate(TEST)).covariance, la.predict(collate(TEST)).covariance)
+    again.save_pretrained(tmp_path)
+    assert LaplaceLoRA.from_pretrained(model, tmp_path).config.factor_rank is not None
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("build", [tiny_bert, tiny_llama])
 def test_bit_for_bit(build: Callable[..., peft.PeftModel], structure: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PriorGroups = Literal["global", "module", "matrix"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit"]
 
-#: Kronecker factors wider than that are sketched with as many directions, by structure.
+#: Directions that wide Kronecker factors are kept by, by structure.
 FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64}
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
@@ -45,9 +45,10 @@ class LaplaceConfig:
             ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
             the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
-        factor_rank: Kronecker factors wider than this are kept as a sketch of as many directions and an isotropic tail
-            (``kron``, ``last_layer``; ``kron_svd`` has no tail); narrower ones are exact, and so is every factor with a
-            rank as large as the widest. 64 if not given, 10 with ``kron_svd``, as in the paper.
+        factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
+            ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or cut off
+            (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large as the
+            widest. 64 if not given, 10 with ``kron_svd``, as in the paper.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
         prior_groups: Which matrices share a prior precision: ``global`` (one), ``module`` (one per
@@ -119,9 +120,15 @@ class LaplaceConfig:
             raise LaplaceLoRAError(f"factor_rank={self.factor_rank} is too small; give at least 1.")
 
     @property
-    def widest_whole_factor(self) -> int:
-        """Width up to which Kronecker factors are exact, and number of directions of wider ones."""
+    def sketch_rank(self) -> int:
+        """Number of directions by which a wide Kronecker factor is kept."""
         return self.factor_rank or FACTOR_RANKS.get(self.structure, FACTOR_RANKS["kron"])
+
+    @property
+    def widest_whole_factor(self) -> int:
+        """Width up to which Kronecker factors are exact."""
+        # F^T (F Omega) takes 4 d m operations for every vector and F F^T 2 d^2: below 2 m a sketch saves nothing.
+        return self.sketch_rank if self.structure == "kron_svd" else 2 * self.sketch_rank
 
     def fisher_for(self, classes: int, readout: str = "class_logits") -> Fisher:
         """Say which rows make up the GGN.

@@ -11,7 +11,7 @@ from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import FitResult
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import InputFormat, SavedState
-from laplace_lora.prior import squared_norms
+from laplace_lora.prior import TailCheck, squared_norms
 from laplace_lora.reading import Reader
 from laplace_lora.readouts import Readout
 from laplace_lora.structures import choose_rows, choose_sites
@@ -83,6 +83,7 @@ class Covered:
         tuned_by: str | None,
         noise_variance: float | None,
         fitted: FitResult,
+        tail_check: TailCheck | None,
     ) -> SavedState:
         """Describe a fitted posterior for its file.
 
@@ -94,6 +95,7 @@ class Covered:
             tuned_by: ``evidence``, ``validation`` or None.
             noise_variance: Where it was tuned; else None.
             fitted: What the pass over the training data left.
+            tail_check: Effective number of parameters with and without the tails of sketched factors.
 
         Returns:
             What posterior_config.json holds.
@@ -115,4 +117,5 @@ class Covered:
             readout_settings=self.reader.readout.settings(),
             noise_variance=noise_variance,
             targets=fitted.targets,
+            effective_parameters=None if tail_check is None else dataclasses.asdict(tail_check),
         )

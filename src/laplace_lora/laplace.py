@@ -130,6 +130,15 @@ class LaplaceLoRA:
         """What the pass over the training data found: N, K, the trained adapter's NLL and accuracy; None before it."""
         return self._fit
 
+    @property
+    def tail_check(self) -> priors.TailCheck | None:
+        """Effective number of parameters at the prior in use, with and without what sketched factors only guess.
+
+        None where all factors are whole. A ratio above 1.25 asks for a larger ``factor_rank``; ``fit`` and
+        ``tune_prior`` warn then.
+        """
+        return priors.TailCheck.of(self.posterior, self._precision * self._noise_scale)
+
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
 
@@ -163,6 +172,7 @@ class LaplaceLoRA:
         self._tuned_by = None
         if self.input_format.padding_side is None:
             self.input_format = dataclasses.replace(self.input_format, padding_side=padding_side)
+        self._warn_of_tail(stacklevel=3)
         return self
 
     def tune_prior(
@@ -315,7 +325,7 @@ class LaplaceLoRA:
         noise = self._noise if self.readout.tunes_noise else None
         precision = self._precision.tolist()
         state = self._covered.saved_state(
-            self.model, self.config, self.input_format, precision, self._tuned_by, noise, fitted
+            self.model, self.config, self.input_format, precision, self._tuned_by, noise, fitted, self.tail_check
         )
         tensors = {**posterior.tensors(), TRAINING_INPUTS: fitted.inputs}
         write_posterior(Path(directory), state.to_description(), tensors)
@@ -433,7 +443,19 @@ class LaplaceLoRA:
         self._take(tuned, "validation")
 
     def _take(self, tuned: tuning.Tuned, method: str) -> None:
+        warned = self._tail_warning() is not None
         self._precision, self._noise = tuned.precision, tuned.noise_variance
         self._tuned_by = method
         if tuned.warning:
             warnings.warn(tuned.warning, stacklevel=4)
+        if not warned:
+            self._warn_of_tail(stacklevel=5)
+
+    def _tail_warning(self) -> str | None:
+        check = self.tail_check
+        return None if check is None else check.warning(self.config.sketch_rank)
+
+    def _warn_of_tail(self, stacklevel: int) -> None:
+        message = self._tail_warning()
+        if message:
+            warnings.warn(message, stacklevel=stacklevel)

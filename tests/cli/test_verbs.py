@@ -96,7 +96,7 @@ def test_fitting_again_is_reproducible_and_remembers_the_format(folders: Folders
         assert part in info
 
 
-@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "last_layer"])
+@pytest.mark.parametrize("structure", ["kron", "kron_svd", "diag", "exact", "last_layer"])
 @pytest.mark.parametrize("prior", [[], ["--prior", "0.5"], ["--prior-groups", "module"]])
 def test_every_structure_from_fit_to_info(
     structure: str, prior: list[str], folders: Folders, adapter: Path, tmp_path: Path
@@ -111,6 +111,20 @@ def test_every_structure_from_fit_to_info(
     predict = run("predict", "--adapter", adapter, "--data", folders.test, "--out", out, *posterior)
     assert predict.exit_code == 0, predict.stderr
     assert len(_predictions(out)) == 12
+
+
+def test_rank_of_the_factors(folders: Folders, adapter: Path) -> None:
+    """A small rank is stored, spoken of and warned about; what has no factors has no rank."""
+    fit = run("fit", "--adapter", adapter, "--data", folders.train, "--factor-rank", "1", "--prior", "0.01")
+    assert fit.exit_code == 0, fit.stderr
+    assert "fit again with a larger rank" in fit.stderr
+    assert "factors wider than 2 are sketched" in run("info", adapter).stdout
+    size = (adapter / "posterior.safetensors").stat().st_size
+    assert run("fit", "--adapter", adapter, "--data", folders.train).exit_code == 0
+    assert (adapter / "posterior.safetensors").stat().st_size > size
+    refused = run("fit", "--adapter", adapter, "--data", folders.train, "--structure", "diag", "--factor-rank", "8")
+    assert refused.exit_code == 1
+    assert "has none; leave it out" in refused.stderr
 
 
 def test_fit_chooses_the_prior_on_validation_data(folders: Folders, adapter: Path) -> None:

@@ -38,10 +38,9 @@ def _cases() -> list[LaplaceConfig]:
             continue
         if name != "kron_svd":
             found += [LaplaceConfig(structure=name, kfac=rule) for rule in get_args(KroneckerApproximation)]
-        # The wider factors of most matrices sketched; and both of every matrix.
-        found.append(LaplaceConfig(structure=name, factor_rank=1))
-        rules = ("fitted", "expand", "reduce") if name == "kron" else ("fitted",)
-        found += [LaplaceConfig(structure=name, kfac=rule, factor_rank=2) for rule in rules]
+        # The wide factor of every LoRA matrix sketched, and both of the head.
+        rules = ("fitted",) if name == "kron_svd" else get_args(KroneckerApproximation)
+        found += [LaplaceConfig(structure=name, kfac=rule, factor_rank=1) for rule in rules]
     return found
 
 

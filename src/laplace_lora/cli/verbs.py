@@ -105,7 +105,15 @@ def fit(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
-    structure: Annotated[str, typer.Option(help="Posterior: kron, diag, exact or last_layer.")] = "kron",
+    structure: Annotated[str, typer.Option(help="Posterior: kron, kron_svd, diag, exact or last_layer.")] = "kron",
+    factor_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Directions by which Kronecker factors wider than twice as many are sketched; narrower ones are "
+            "exact.  [default: 64; 10 with kron_svd]",
+        ),
+    ] = None,
     fisher: Annotated[
         str,
         typer.Option(
@@ -134,7 +142,7 @@ def fit(
 
         # LaplaceConfig refuses what it does not know, in the same words as in Python.
         choices: dict[str, Any] = {"structure": structure, "fisher": fisher, "prior_groups": prior_groups}
-        laplace = LaplaceConfig(**choices, seed=seed)
+        laplace = LaplaceConfig(**choices, factor_rank=factor_rank, seed=seed)
         commands.fit(
             commands.FitConfig(
                 source=_source(adapter, base, revision, dtype, device, quantization),

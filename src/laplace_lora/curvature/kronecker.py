@@ -12,8 +12,8 @@ J = sum_t g_nt x_nt^T. The exact block is sum_n sum_r vec(J) vec(J)^T, approxima
 classes. The number of examples enters L alone. A head that is applied at every token but read at one
 counts that one alone.
 
-A factor no wider than ``factor_rank`` is kept whole; a wider one as a sketch (:mod:`laplace_lora.curvature.sketch`, or
-:mod:`laplace_lora.curvature.incremental_svd`), so that nothing is d x d.
+A factor no wider than ``widest_whole_factor`` is kept whole; a wider one as a sketch
+(:mod:`laplace_lora.curvature.sketch`, or :mod:`laplace_lora.curvature.incremental_svd`), so that nothing is d x d.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,8 +53,8 @@ class KroneckerCurvature(Curvature):
         self._latest: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
     def _factor(self, width: int) -> FactorSum:
-        rank = self.config.widest_whole_factor
-        return WholeFactor(width) if width <= rank else type(self).sketch(width, rank)
+        whole = width <= self.config.widest_whole_factor
+        return WholeFactor(width) if whole else type(self).sketch(width, self.config.sketch_rank)
 
     def check_memory(self, rows_per_example: int, examples: int | None) -> None:
         """See :meth:`Curvature.check_memory`.
@@ -62,12 +62,13 @@ class KroneckerCurvature(Curvature):
         Raises:
             MemoryLimitError: One factor alone would exceed ``memory_limit_bytes``, as those of a vocabulary do.
         """
-        rank = self.config.widest_whole_factor
+        rank, widest = self.config.sketch_rank, self.config.widest_whole_factor
         for shape in self.shapes:
             side = max(shape.out_features, shape.in_features)
-            if 8 * side * min(side, rank) > self.config.memory_limit_bytes:
+            needed = 8 * side * (side if side <= widest else rank)
+            if needed > self.config.memory_limit_bytes:
                 raise MemoryLimitError(
-                    f"structure={self.config.structure!r} needs {8 * side * min(side, rank)} bytes for a factor of "
+                    f"structure={self.config.structure!r} needs {needed} bytes for a factor of "
                     f"{shape.name}, {side} wide; the limit is {self.config.memory_limit_bytes}. Lower factor_rank "
                     f"({rank}), use structure='diag', or raise LaplaceConfig(memory_limit_bytes=...)."
                 )

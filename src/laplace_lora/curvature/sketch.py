@@ -71,7 +71,8 @@ class SketchedFactor(FactorSum):
         products, trace = part
         self._dtype = products.dtype
         if self.products is None or self._trace is None:
-            self.products, self._trace = products.double(), trace.clone()
+            # Copies: a part may be added to several sums.
+            self.products, self._trace = products.to(torch.float64, copy=True), trace.clone()
             return
         self.products.add_(products)
         self._trace.add_(trace)

@@ -119,6 +119,13 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "readout_settings": lambda value: isinstance(value, dict) and all(is_word(key) for key in value),
     "noise_variance": lambda value: value is None or (is_number(value) and value > 0),
     "targets": lambda value: value is None or is_whole(value),
+    "effective_parameters": lambda value: (
+        value is None
+        or (
+            (isinstance(value, dict) and sorted(value) == ["with_tail", "without_tail"])
+            and all(is_number(number) and number >= 0 for number in value.values())
+        )
+    ),
 }
 _SETTINGS: dict[type, Callable[[Any], bool]] = {bool: lambda value: isinstance(value, bool), int: is_whole}
 

@@ -89,6 +89,8 @@ class SavedState:
         readout_settings: The readout's own settings.
         noise_variance: Noise variance in use, where the likelihood has one that was tuned; else None.
         targets: Number of labelled training tokens, where the likelihood is that of tokens.
+        effective_parameters: Where factors are sketched, the effective number of parameters ``with_tail`` and
+            ``without_tail``, at the prior in use.
     """
 
     library_version: str
@@ -107,6 +109,7 @@ class SavedState:
     readout_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     noise_variance: float | None = None
     targets: int | None = None
+    effective_parameters: Mapping[str, float] | None = None
 
     def to_description(self) -> dict[str, Any]:
         """Return plain JSON values.
@@ -131,7 +134,7 @@ class SavedState:
         """
         check_description(document)
         try:
-            # Files of before there were other readouts lack the last three.
+            # Files of before there were other readouts lack the last four.
             values = {field.name: document[field.name] for field in dataclasses.fields(cls) if field.name in document}
             values |= {
                 "config": checked_config(document["config"]),

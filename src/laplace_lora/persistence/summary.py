@@ -62,6 +62,14 @@ def describe(
     gamma = posterior.effective_parameters(precision * scale).tolist()
     how = f"tuned by {tuned_by}" if tuned_by else "as configured"
     lines.append(f"  prior precision ({how}), effective parameters:")
+    bare = posterior.without_tail()
+    if bare is not posterior:
+        without = float(bare.effective_parameters(precision * scale).sum())
+        lines.insert(
+            -1,
+            f"  factors wider than {config.widest_whole_factor} are sketched: {sum(gamma):.1f} effective parameters "
+            f"with what the sketches missed spread evenly, {without:.1f} without",
+        )
     names = Groups.of(matrices, config.prior_groups).names
     lines += [
         f"    {name}: {delta:.4g}, {value:.1f}"

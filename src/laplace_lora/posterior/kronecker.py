@@ -116,6 +116,8 @@ class KroneckerPosterior(EigenPosterior):
 
     def without_tail(self) -> "KroneckerPosterior":
         """See :meth:`Posterior.without_tail`."""
+        if not any(factor.outside for factor in (*self.left, *self.right)):
+            return self
         found = type(self)(self.shapes, *([f.without_tail() for f in side] for side in (self.left, self.right)))
         found.assign_groups(self.groups)
         return found
@@ -137,7 +139,7 @@ class KroneckerPosterior(EigenPosterior):
         sizes: dict[str, tuple[int, ...]] = {}
         for shape in shapes:
             for side, width in zip(_SIDES, (shape.out_features, shape.in_features), strict=True):
-                rank = min(width, config.widest_whole_factor)
+                rank = width if width <= config.widest_whole_factor else config.sketch_rank
                 sizes[f"{shape.name}.{side}_eigenvalues"] = (rank,)
                 sizes[f"{shape.name}.{side}_eigenvectors"] = (width, rank)
                 if rank < width:
