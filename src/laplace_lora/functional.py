@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -127,7 +128,7 @@ def functional_covariances(
             receive = partial(_collect, collected)
             if rows.places is not None:
                 runner.rows(None, receive)
-                yield logits, collected.covariance(), labels
+                yield logits, _covariance(collected, logits), labels
                 continue
             varying = min(top_k or logits.shape[-1], logits.shape[-1])
             contrasts = likelihood.contrasts(varying).to(logits.device)
@@ -136,7 +137,13 @@ def functional_covariances(
                 index = logits.topk(varying, dim=-1).indices[:, :, None].expand_as(cotangents)
                 cotangents = contrasts.new_zeros(*logits.shape, varying - 1).scatter(1, index, cotangents)
             runner.rows(cotangents, receive)
-            yield logits, contrasts @ collected.covariance() @ contrasts.T, labels
+            yield logits, contrasts @ _covariance(collected, logits) @ contrasts.T, labels
+
+
+def _covariance(collected: CovarianceAccumulator, logits: Tensor) -> Tensor:
+    # Products of Jacobians are not to be rounded by an autocast that is meant for the model.
+    with torch.autocast(logits.device.type, enabled=False):
+        return collected.covariance().to(logits.device)
 
 
 def _collect(accumulator: CovarianceAccumulator, gradient: MatrixGradient) -> None:

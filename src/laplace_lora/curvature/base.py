@@ -67,21 +67,6 @@ class Curvature(abc.ABC):
         """
 
 
-def add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Add left^T right to a float64 sum.
-
-    Args:
-        total: The sum so far, or None.
-        left: (rows, a).
-        right: (rows, b).
-
-    Returns:
-        The (a, b) float64 sum.
-    """
-    product = (left.transpose(0, 1) @ right).double()
-    return product if total is None else total.add_(product)
-
-
 def add_sums(mine: list[Tensor | None], other: list[Tensor | None]) -> None:
     """Add two lists of optional sums, in place of the first.
 

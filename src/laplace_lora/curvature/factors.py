@@ -5,8 +5,6 @@ import abc
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.base import add_product
-
 
 class FactorSum(abc.ABC):
     """F = sum_b w_b M_b M_b^T over the examples b of a data set, (d, d); a fold like the curvature it is part of.
@@ -66,19 +64,19 @@ class WholeFactor(FactorSum):
         """See :meth:`FactorSum.add`."""
         if self.width <= stack.shape[2]:
             # Few rows of long vectors: one small product per example, no larger together than the stack.
-            each = torch.bmm(stack, stack.mT)
-            product = each.sum(dim=0) if weights is None else torch.tensordot(weights.to(each), each, dims=1)
-            self._take(product.double())
+            each = torch.bmm(stack, stack.mT).flatten(start_dim=1)
+            product = each.sum(dim=0) if weights is None else weights.to(each) @ each
+            self._take(product.view(self.width, self.width))
             return
         rows = as_rows(stack)
         weighted = rows if weights is None else rows * weights.to(rows).repeat_interleave(stack.shape[2])[:, None]
-        self.matrix = add_product(self.matrix, weighted, rows)
+        self._take(weighted.mT @ rows)
 
     def merge(self, other: FactorSum) -> None:
         """See :meth:`FactorSum.merge`."""
         assert isinstance(other, WholeFactor)
         if other.matrix is not None:
-            self._take(other.matrix.clone())
+            self._take(other.matrix)
 
     def trace(self) -> float:
         """See :meth:`FactorSum.trace`."""
@@ -92,7 +90,20 @@ class WholeFactor(FactorSum):
         return values.clamp(min=0.0), vectors, values.new_zeros(())
 
     def _take(self, product: Tensor) -> None:
-        self.matrix = product if self.matrix is None else self.matrix.add_(product)
+        self.matrix = added(self.matrix, product)
+
+
+def added(total: Tensor | None, part: Tensor) -> Tensor:
+    """Add to a float64 sum, in place.
+
+    Args:
+        total: The sum so far, or None.
+        part: What to add, of any dtype; left as it is.
+
+    Returns:
+        The sum.
+    """
+    return part.to(torch.float64, copy=True) if total is None else total.add_(part)
 
 
 def as_rows(stack: Tensor) -> Tensor:

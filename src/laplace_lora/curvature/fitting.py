@@ -148,6 +148,9 @@ def fit_curvature(
             inputs, given = split_labels(batch, device)
             rows = readout.rows(inputs, given)
             labels = readout.labels(rows, given)
+            # Before the forward pass: on a GPU reading the inputs back would wait for it.
+            digests = _digests(rows)
+            numbers.append(digest_numbers(digests))
             reading = runner.forward(rows, _draw(config, readout, rows))
             logits = reading.logits
             classes = max(classes, logits.shape[-1])
@@ -159,8 +162,6 @@ def fit_curvature(
             tally.add(reading, labels)
             side = side or _padding_side(rows.inputs)
             directions, weights = _directions(config, readout, likelihood, logits, labels, rows)
-            digests = _digests(rows)
-            numbers.append(digest_numbers(digests))
             keep = labels is not None and likelihood.shift_invariant
             if keep:
                 assert labels is not None

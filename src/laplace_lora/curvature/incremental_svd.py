@@ -9,7 +9,7 @@ if the rank of the sum is above k). :mod:`laplace_lora.curvature.sketch` has nei
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.factors import FactorSum, as_rows
+from laplace_lora.curvature.factors import FactorSum, added, as_rows
 
 
 class TruncatedFactor(FactorSum):
@@ -32,8 +32,7 @@ class TruncatedFactor(FactorSum):
         rows = as_rows(stack).double()
         if weights is not None:
             rows = rows * weights.double().clamp(min=0.0).sqrt().repeat_interleave(stack.shape[2])[:, None]
-        trace = rows.square().sum()
-        self._trace = trace if self._trace is None else self._trace.add_(trace)
+        self._trace = added(self._trace, rows.square().sum())
         self._take(rows.mT)
 
     def merge(self, other: FactorSum) -> None:
@@ -41,7 +40,7 @@ class TruncatedFactor(FactorSum):
         assert isinstance(other, TruncatedFactor) and other.rank == self.rank
         if other.root is None or other._trace is None:
             return
-        self._trace = other._trace.clone() if self._trace is None else self._trace.add_(other._trace)
+        self._trace = added(self._trace, other._trace)
         self._take(other.root)
 
     def trace(self) -> float:

@@ -75,15 +75,15 @@ class KroneckerCurvature(Curvature):
 
     def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`."""
-        index, squares = gradient.index, weights.square()
+        index = gradient.index
         if self.config.kfac == "fitted":
             jacobian = gradient.jacobian()
-            self.dtype = jacobian.dtype
+            self.dtype, squares = jacobian.dtype, weights.to(jacobian).square()
             self.left[index].add(jacobian, squares)
             self.right[index].add(jacobian.mT, squares)
             return
         x, g = gradient.tokens()
-        self.dtype = x.dtype
+        self.dtype, squares = x.dtype, weights.to(g).square()
         if self.config.kfac == "reduce":
             x, g = _mean_over_tokens(x, gradient.token_mask)[:, None], g.sum(dim=1, keepdim=True)
         self.left[index].add(g.mT, squares)

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.factors import FactorSum, as_rows
+from laplace_lora.curvature.factors import FactorSum, added, as_rows
 
 
 class SketchedFactor(FactorSum):
@@ -51,16 +51,17 @@ class SketchedFactor(FactorSum):
             weights: As for :meth:`add`.
 
         Returns:
-            (d, m) in the stack's dtype, and the float64 trace.
+            (d, m) and the trace, in the stack's dtype.
         """
         rows = as_rows(stack)
         images = rows @ test_matrix(self.width, self.rank, stack.dtype, str(stack.device))
-        squares = torch.linalg.vector_norm(stack, dim=(1, 2)).double().square()
-        if weights is not None:
-            # The images are narrower than the rows, and weighting them is enough.
-            images = (images.view(len(stack), -1) * weights.to(images)[:, None]).view_as(images)
-            squares = squares * weights
-        return rows.mT @ images, squares.sum()
+        squares = torch.linalg.vector_norm(stack, dim=(1, 2)).square()
+        if weights is None:
+            return rows.mT @ images, squares.sum()
+        # The images are narrower than the rows, and weighting them is enough.
+        weights = weights.to(images)
+        images = (images.view(len(stack), -1) * weights[:, None]).view_as(images)
+        return rows.mT @ images, weights @ squares
 
     def add_part(self, part: tuple[Tensor, Tensor]) -> None:
         """Add what :meth:`part` returned.
@@ -68,25 +69,18 @@ class SketchedFactor(FactorSum):
         Args:
             part: Products and trace.
         """
-        products, trace = part
-        self._dtype = products.dtype
-        if self.products is None or self._trace is None:
-            # Copies: a part may be added to several sums.
-            self.products, self._trace = products.to(torch.float64, copy=True), trace.clone()
-            return
-        self.products.add_(products)
-        self._trace.add_(trace)
+        self._dtype = part[0].dtype
+        self._take(*part)
 
     def merge(self, other: FactorSum) -> None:
         """See :meth:`FactorSum.merge`."""
         assert isinstance(other, SketchedFactor) and other.rank == self.rank
-        if other.products is None or other._trace is None:
-            return
-        if self.products is None or self._trace is None:
-            self.products, self._trace, self._dtype = other.products.clone(), other._trace.clone(), other._dtype
-            return
-        self.products.add_(other.products)
-        self._trace.add_(other._trace)
+        if other.products is not None and other._trace is not None:
+            self._dtype = other._dtype
+            self._take(other.products, other._trace)
+
+    def _take(self, products: Tensor, trace: Tensor) -> None:
+        self.products, self._trace = added(self.products, products), added(self._trace, trace)
 
     def trace(self) -> float:
         """See :meth:`FactorSum.trace`."""
@@ -128,8 +122,10 @@ def nystrom(products: Tensor, omega: Tensor, precision: float) -> tuple[Tensor, 
         # Products rounded in float32 can be indefinite by more than that; ten times the shift is still rounding.
         shift *= 10.0
     half = torch.linalg.solve_triangular(root, shifted.mT, upper=False).mT
-    vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
-    return norm * (singular.square() - shift).clamp(min=0.0), vectors
+    basis, triangle = torch.linalg.qr(half)
+    # The singular vectors of the small triangle, rather than of all of it: d m^2 operations once instead of many times.
+    vectors, singular, _ = torch.linalg.svd(triangle)
+    return norm * (singular.square() - shift).clamp(min=0.0), basis @ vectors
 
 
 @functools.lru_cache(maxsize=32)

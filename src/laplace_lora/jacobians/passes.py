@@ -114,7 +114,7 @@ class JacobianPass:
         self._rows = rows
         self._ran = dict.fromkeys(range(len(self.sites)), 0)
         self._forwarding = True
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             reading = self.readout.read(self.model, rows, draw)
         self._forwarding = False
         return reading
@@ -162,7 +162,9 @@ class JacobianPass:
         probes = list(self._probes.values())
         for self._row, cotangent in enumerate(passes):
             self._received, self._parts = set(), {}
-            torch.autograd.grad(outputs, probes, cotangent, retain_graph=self._row < len(passes) - 1)
+            # The forward pass may run under autocast; sums over gradients are not to be rounded by it.
+            with torch.autocast(outputs.device.type, enabled=False):
+                torch.autograd.grad(outputs, probes, cotangent, retain_graph=self._row < len(passes) - 1)
             for parts in self._parts.values():
                 self._hand_on(parts)
             missing |= set(range(len(self.sites))) - self._received

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,7 +29,7 @@ def jacobian_pass(
 
     Yields:
         The prepared pass. Inside, the model is in eval mode, its parameters are frozen and hooks are set. Gradient
-        checkpointing, where it is switched on, stays on.
+        checkpointing, where it is switched on, stays on. ``torch.inference_mode`` is left, where it is on.
     """
     runner = (HeadPass if head_only else JacobianPass)(model, sites, readout)
     training = [module for module in model.modules() if module.training]
@@ -39,7 +40,7 @@ def jacobian_pass(
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with differentiable(model), recomputing(model):
+        with torch.inference_mode(False), differentiable(model), recomputing(model):
             handles += runner.hooks()
             yield runner
     finally:

@@ -183,6 +183,11 @@ class Posterior(abc.ABC):
         return self
 
     @property
+    def device(self) -> torch.device:
+        """Where the state is, and where Jacobians have to be."""
+        return next(iter(self.tensors().values())).device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the stored state."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())

@@ -119,17 +119,24 @@ class _EigenAccumulator(CovarianceAccumulator):
         total = torch.zeros(len(self.scales), size, count, count, dtype=torch.float64, device=first[0].device)
         for index, rows in self._rows.items():
             # All rows at once: a matrix's eigenvectors are read once, and there are fewer, larger products.
-            rotated = self.posterior.rotate(index, torch.cat(rows))
+            rotated = self.posterior.rotate(index, _stacked(rows).flatten(end_dim=1))
             for coordinates, part in zip(rotated, self.posterior.parts(index), strict=True):
-                at = coordinates.unflatten(0, (count, size))
+                at = coordinates.unflatten(0, (size, count))
                 precisions = [part.eigenvalues + scale * self.precision[index] for scale in self.scales.tolist()]
-                if part.directions > 1:
+                if part.directions > 1 and len(precisions) > 1:
                     # One weight per row of coordinates: products first, once for all scales.
-                    products = torch.einsum("mbap,nbap->abmn", at, at).to(total)
+                    products = torch.einsum("bmap,bnap->abmn", at, at).to(total)
                     for s, precision in enumerate(precisions):
                         total[s] += torch.tensordot(precision[:, 0].reciprocal(), products, dims=1)
                     continue
                 for s, precision in enumerate(precisions):
                     weighted = (at * precision.rsqrt().to(at.dtype)).flatten(start_dim=2)
-                    total[s] += torch.einsum("mbp,nbp->bmn", weighted, weighted).to(total)
+                    total[s] += torch.bmm(weighted, weighted.mT)
         return total
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Stack (B, out, in) Jacobians to (B, M, out, in), in memory as they are: those of a lora_B lie transposed."""
+    if rows[0].stride(-1) == 1:
+        return torch.stack(tuple(rows), dim=1)
+    return torch.stack([row.mT for row in rows], dim=1).mT

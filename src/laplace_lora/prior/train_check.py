@@ -59,7 +59,7 @@ def training_fit(posterior: Posterior, precision: Tensor, examples: TrainCheckEx
         accumulator = posterior.accumulator(precision)
         for index, jacobians in enumerate(examples.jacobians):
             for row in range(count):
-                accumulator.add(index, row, jacobians[start : start + block, row])
+                accumulator.add(index, row, jacobians[start : start + block, row].to(posterior.device))
         along = accumulator.covariance()[0].cpu()
         if count == classes - 1:
             basis = contrasts.T @ examples.directions[start : start + block]

@@ -113,7 +113,9 @@ def split_labels(batch: Mapping[str, Any], device: torch.device) -> tuple[dict[s
             raise UnsupportedInputError(
                 f"batch entry {key!r} is a {type(value).__name__}, not a tensor; remove that column or collate it."
             )
-        tensors[str(key)] = value.to(device)
+        moved = value.to(device)
+        # What was made under inference_mode takes no part in a backward pass; a copy made outside of it does.
+        tensors[str(key)] = moved.clone() if moved.is_inference() else moved
     if "margin" in tensors:
         raise UnsupportedInputError(
             "the batch has a 'margin', which the preference likelihood does not know; remove that column, and train "
