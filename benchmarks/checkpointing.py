@@ -12,7 +12,7 @@ import sys
 import time
 
 from common import MODELS, random_batch, write_results
-from memory import high_water_mark, reset_high_water_mark, resident_bytes
+from forked import high_water_mark, reset_high_water_mark, resident_bytes
 
 CLASSES, LENGTH = 4, 192
 STEPS = ("training_step", "training_step_checkpointed", "fit", "fit_checkpointed")

@@ -1,97 +1,81 @@
-"""Peak resident memory of fit and predict beside a LoRA training step, each in a fresh process.
+"""Peak resident memory of fit and predict beside a LoRA training step, each in a process of its own.
 
-A figure is the process's high-water mark less its resident size after loading; malloc returns freed blocks
-early (mmap and trim thresholds of 65536 bytes), so that the mark says what was in use. Median of three.
+A figure is the process's high-water mark less its resident size before the call; malloc returns freed blocks early, so
+that the mark says what was in use. Median of three. The bound:
+
+    fit        at most 1.1 x a training step's + the stored posterior + the sums that it is made of
+    predict    at most 1.1 x a training step's + the stored posterior + 4 B (K-1) P bytes of Jacobians
 """
 
 import argparse
-import os
-import resource
 import statistics
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
-from common import MODELS, random_batch, write_results
+from common import MODELS, TARGETS, random_batch, write_results
+from forked import in_own_process, peak_bytes, return_freed_blocks
+from passes import SETTINGS, fold_only, training_step
 
-STEPS = ("training_step", "fit", "fit_one_pass", "predict")
+from laplace_lora import LaplaceConfig, LaplaceLoRA
+from laplace_lora.curvature import Curvature, KroneckerCurvature
 
-
-def resident_bytes() -> int:
-    """Return the resident size now."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit("this benchmark reads /proc/self/status; run it on Linux")
+STEPS = ("training_step", "fit_exact", "fit_one_pass", "predict", "exact_structure_fit", "exact_structure_predict")
 
 
-def run_step(name: str, classes: int, step: str) -> None:
-    """Do one step in this process and print its peak in bytes, and the stored posterior's size."""
-    from laplace_lora import LaplaceConfig, LaplaceLoRA
+def held_bytes(curvature: Curvature) -> int:
+    """Return the bytes of a fold's sums."""
+    assert isinstance(curvature, KroneckerCurvature)
+    return sum(tensor.nbytes for factor in (*curvature.left, *curvature.right) for tensor in factor.held)
 
-    model = MODELS[name](classes)
+
+def run_step(name: str, adapted: str, classes: int, step: str) -> dict[str, int]:
+    """Do one step in this process; return its peak and the bytes that the bound names."""
+    return_freed_blocks()
+    model = MODELS[name](classes, adapted=adapted)
     batch = random_batch(model, classes)
-    stored, rows = 0, 0
-    if step == "predict":
-        la = LaplaceLoRA(model, LaplaceConfig(progress=False, train_check_bytes=0))
-        la.fit([random_batch(model, classes, size=1, length=8, seed=1)])
-        stored = la.posterior.nbytes
-        rows = 4 * (classes - 1) * 8 * sum(shape.size for shape in la._covered.shapes)
-    reset_high_water_mark()
-    before = resident_bytes()
+    settings: dict[str, Any] = SETTINGS | {"fisher": "rademacher" if step == "fit_one_pass" else "exact"}
+    if step.startswith("exact_structure"):
+        settings = {"progress": False, "train_check_bytes": 0, "structure": "exact"}
+    la = LaplaceLoRA(model, LaplaceConfig(**settings))
+    # Starts threads, loads code and fills caches on a batch of another size.
+    la.fit([random_batch(model, classes, size=1, length=8, seed=1)]).predict(random_batch(model, classes, 1, 8))
     if step == "training_step":
-        model(**batch).loss.backward()  # in eval mode: dropout 0, as in everything it is compared with
-    elif step == "predict":
-        la.predict(batch)
+        peak = peak_bytes(training_step(model, batch))  # in eval mode: dropout 0, as in everything it is compared with
+    elif step.endswith("predict"):
+        peak = peak_bytes(lambda: la.predict(batch))
     else:
-        fisher = "exact" if step == "fit" else "rademacher"
-        la = LaplaceLoRA(model, LaplaceConfig(progress=False, fisher=fisher, train_check_bytes=0)).fit([batch])
-        stored = la.posterior.nbytes
-    print(high_water_mark() - before, stored, rows)
-
-
-def high_water_mark() -> int:
-    """Return the peak resident size since the last reset, or since the start where it cannot be reset."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def reset_high_water_mark() -> None:
-    """Begin a new peak."""
-    # 5 resets the peak (proc(5)); without it, loading a checkpoint could hide what a step needs.
-    Path("/proc/self/clear_refs").write_text("5")
+        peak = peak_bytes(lambda: la.fit([batch]))
+    weights = sum(shape.size for shape in la._covered.shapes)
+    return {
+        "peak_bytes": peak,
+        "stored_posterior_bytes": la.posterior.nbytes,
+        "sums_bytes": held_bytes(fold_only(la, batch)) if step.startswith("fit") else 0,
+        "jacobian_bytes": 4 * len(batch["input_ids"]) * (classes - 1) * weights if step.endswith("predict") else 0,
+    }
 
 
 def main() -> None:
     """Run every step three times in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=3, metavar=("MODEL", "CLASSES", "STEP"), help=argparse.SUPPRESS)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="(default: all)")
     parser.add_argument("--classes", nargs="+", type=int, default=[2, 4], help="numbers of classes (default: 2 4)")
+    parser.add_argument("--repeats", type=int, default=3, help="(default: 3)")
     options = parser.parse_args()
-    if options.one:
-        run_step(options.one[0], int(options.one[1]), options.one[2])
-        return
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     results = []
     for name in options.models:
-        for classes in options.classes:
-            row: dict[str, object] = {"model": name, "classes": classes, "batch": [8, 96]}
-            for step in STEPS:
-                command = [sys.executable, __file__, "--one", name, str(classes), step]
-                outputs = [
-                    subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
-                    for _ in range(3)
-                ]
-                row[step] = {
-                    "peak_bytes": statistics.median(int(o[-3]) for o in outputs),
-                    "stored_posterior_bytes": int(outputs[0][-2]),
-                    "weighted_jacobian_bytes": int(outputs[0][-1]),
-                }
-            results.append(row)
-    write_results("memory", results)
+        for adapted in TARGETS:
+            for classes in options.classes:
+                row: dict[str, Any] = {"model": name, "adapted": adapted, "classes": classes, "batch": [8, 96]}
+                for step in STEPS:
+                    found = [in_own_process(run_step, name, adapted, classes, step) for _ in range(options.repeats)]
+                    row[step] = found[0] | {"peak_bytes": statistics.median(f["peak_bytes"] for f in found)}
+                for step in STEPS[1:4]:
+                    parts = row[step]
+                    beside = sum(parts[key] for key in ("stored_posterior_bytes", "sums_bytes", "jacobian_bytes"))
+                    parts["bound_bytes"] = 1.1 * row["training_step"]["peak_bytes"] + beside
+                results.append(row)
+                within = {step: round(row[step]["peak_bytes"] / row[step]["bound_bytes"], 3) for step in STEPS[1:4]}
+                print(name, adapted, f"K={classes}", "peak over its bound:", within, flush=True)
+                write_results("memory", results, show=False)  # what is done stays, should the rest be cut short
 
 
 if __name__ == "__main__":

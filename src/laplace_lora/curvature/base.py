@@ -86,14 +86,24 @@ def require_finite_statistics(statistics: Mapping[str, Sequence[Tensor]], shapes
     Args:
         statistics: What a fold ended with.
         shapes: One per matrix, for the names.
+    """
+    for tensors in statistics.values():
+        for tensor, shape in zip(tensors, shapes, strict=True):
+            require_finite_sums([tensor], shape)
+
+
+def require_finite_sums(sums: Sequence[Tensor], shape: MatrixShape) -> None:
+    """Refuse curvature of one matrix that overflowed.
+
+    Args:
+        sums: What was collected of it.
+        shape: The matrix.
 
     Raises:
         UnsupportedInputError: A number is NaN or infinite.
     """
-    for tensors in statistics.values():
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            if not bool(torch.isfinite(tensor).all()):
-                raise UnsupportedInputError(
-                    f"the curvature of {shape.name} is NaN or infinite, though the logits are not: gradients overflow; "
-                    "load the base in float32, or train again with a lower learning rate."
-                )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in sums):
+        raise UnsupportedInputError(
+            f"the curvature of {shape.name} is NaN or infinite, though the logits are not: gradients overflow; load "
+            "the base in float32, or train again with a lower learning rate."
+        )

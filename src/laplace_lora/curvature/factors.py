@@ -38,6 +38,11 @@ class FactorSum(abc.ABC):
             other: Of the same class and width; left as it is.
         """
 
+    @property
+    @abc.abstractmethod
+    def held(self) -> list[Tensor]:
+        """The sums in memory; none while empty."""
+
     @abc.abstractmethod
     def trace(self) -> float:
         """Return tr F, up to rounding."""
@@ -77,6 +82,11 @@ class WholeFactor(FactorSum):
         assert isinstance(other, WholeFactor)
         if other.matrix is not None:
             self._take(other.matrix)
+
+    @property
+    def held(self) -> list[Tensor]:
+        """See :attr:`FactorSum.held`."""
+        return [] if self.matrix is None else [self.matrix]
 
     def trace(self) -> float:
         """See :meth:`FactorSum.trace`."""

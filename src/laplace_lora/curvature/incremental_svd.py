@@ -43,6 +43,11 @@ class TruncatedFactor(FactorSum):
         self._trace = added(self._trace, other._trace)
         self._take(other.root)
 
+    @property
+    def held(self) -> list[Tensor]:
+        """See :attr:`FactorSum.held`."""
+        return [tensor for tensor in (self.root, self._trace) if tensor is not None]
+
     def trace(self) -> float:
         """See :meth:`FactorSum.trace`."""
         return 0.0 if self._trace is None else float(self._trace)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature.base import Curvature
+from laplace_lora.curvature.base import Curvature, require_finite_sums
 from laplace_lora.curvature.factors import FactorSum, WholeFactor
 from laplace_lora.curvature.incremental_svd import TruncatedFactor
 from laplace_lora.curvature.sketch import SketchedFactor
@@ -123,8 +123,8 @@ class KroneckerCurvature(Curvature):
             :meth:`FactorSum.spectrum` gives them; eigenvectors in the Jacobians' dtype.
         """
         found: dict[str, list[Tensor]] = {}
-        for index, seen in enumerate(self.inputs_seen):
-            left, right = self.left[index], self.right[index]
+        for shape, left, right, seen in zip(self.shapes, self.left, self.right, self.inputs_seen, strict=True):
+            require_finite_sums([*left.held, *right.held], shape)
             divisor = left.trace() if self.config.kfac == "fitted" else seen
             # A matrix whose Jacobians are all 0 (lora_A while lora_B is 0) has no curvature: 0 (x) 0.
             scale = 1.0 / divisor if divisor > 0.0 else 0.0

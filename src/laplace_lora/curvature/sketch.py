@@ -82,6 +82,11 @@ class SketchedFactor(FactorSum):
     def _take(self, products: Tensor, trace: Tensor) -> None:
         self.products, self._trace = added(self.products, products), added(self._trace, trace)
 
+    @property
+    def held(self) -> list[Tensor]:
+        """See :attr:`FactorSum.held`."""
+        return [tensor for tensor in (self.products, self._trace) if tensor is not None]
+
     def trace(self) -> float:
         """See :meth:`FactorSum.trace`."""
         return 0.0 if self._trace is None else float(self._trace)

@@ -1,0 +1,1 @@
+"""One function per table in README and docs/, each from one committed result."""

@@ -1,0 +1,57 @@
+"""What the renderers share: committed results, Markdown tables, numbers as they are printed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name: str) -> Any:
+    """Read one committed result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Write a Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def origin(document: Any) -> str:
+    """Say how and where a file's figures were made."""
+    machine = document["machine"]
+    found = document.get("versions") or machine.get("versions", {})
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
+    where = machine.get("processor") or machine.get("platform", "")
+    cores = f", {machine['cores']} cores" if "cores" in machine else ""
+    return f"`{document['command']}`; {where}{cores}, Python {machine['python']}, {versions}."
+
+
+def score_cells(scores: Any) -> list[str]:
+    """Write accuracy, NLL, ECE and its floor."""
+    # JSON holds null for a log loss that is infinite.
+    return ["∞" if scores[key] is None else f"{scores[key]:.3f}" for key in ("accuracy", "nll", "ece", "ece_floor")]
+
+
+def cell(value: float | None) -> str:
+    """Write a number that may be missing."""
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def interval(value: Any) -> str:
+    """Write an estimate with its interval."""
+    if value["low"] is None:
+        return cell(value["estimate"])
+    return f"{value['estimate']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def ratio(value: Any) -> str:
+    """Write a median ratio with its quartiles."""
+    return f"{value['median']:.3f} [{value['lower_quartile']:.3f}, {value['upper_quartile']:.3f}]"
+
+
+def mib(count: float) -> str:
+    """Write bytes in MiB."""
+    return f"{count / 2**20:.1f}"

@@ -1,0 +1,127 @@
+"""Tables of time and memory."""
+
+from rendering.common import load, mib, origin, ratio, table
+
+READOUTS = {"class_logits": "classes", "option_scores": "options, one row each"}
+
+
+def passes() -> str:
+    """Ratios of fit and predict to passes."""
+    document = load("passes")
+    keys = ("predict", "fit_exact", "fit_one_pass", "exact_structure_predict", "exact_structure_fit")
+    rows = [
+        [
+            result["model"],
+            result["adapted"],
+            READOUTS[result["readout"]],
+            str(result["classes"]),
+            f"{result['bar']:.2f}",
+            *(ratio(result["ratios"][key]) if key in result["ratios"] else "" for key in keys),
+        ]
+        for result in document["results"]["passes"]
+    ]
+    head = [
+        "model",
+        "LoRA on",
+        "readout",
+        "K",
+        "bar",
+        "predict / passes",
+        "fit, exact Fisher / passes",
+        "fit, one-pass Fisher / training step",
+        "`exact`: predict / passes",
+        "`exact`: fit / passes",
+    ]
+    repeats = document["results"]["passes"][0]["repeats"]
+    note = (
+        f"Passes: 1 F + (K-1) B; of options, 1 F + 1 B. Median of {repeats} paired ratios, quartiles in brackets; "
+        "B=8, T=96, r=8, dropout 0, factor rank 64."
+    )
+    return f"{table(head, rows)}\n\n{note}\n\nMade by {origin(document)}"
+
+
+def end_of_fit() -> str:
+    """What comes once per data set: decomposing the statistics; and the bytes that are stored."""
+    document = load("passes")
+    rows = [
+        [
+            result["model"],
+            result["adapted"],
+            str(result["classes"]),
+            f"{result['weights']:,}",
+            f"{result['finalise_seconds']:.3f}",
+            mib(result["posterior_bytes"]["kron"]),
+            mib(result["posterior_bytes"]["exact"]),
+        ]
+        for result in document["results"]["passes"]
+        if result["readout"] == "class_logits"
+    ]
+    head = ["model", "LoRA on", "K", "weights", "end of fit, s", "`kron` stored, MiB", "`exact` of 8 examples, MiB"]
+    return table(head, rows)
+
+
+def evidence() -> str:
+    """Evidence tuning beside the fit."""
+    document = load("evidence")
+    rows = [
+        [
+            e["model"],
+            str(e["classes"]),
+            str(e["examples"]),
+            f"{e['fit_seconds']:.1f}",
+            f"{e['evidence_seconds']:.3f}",
+            f"{100 * e['evidence_over_fit']:.2f} %",
+        ]
+        for e in document["results"]
+    ]
+    head = ["model", "K", "N", "fit, s", "evidence tuning, s", "share"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def memory() -> str:
+    """Peak memory beside a training step, and over its bound."""
+    document = load("memory")
+    rows = []
+    for result in document["results"]:
+        row = [result["model"], result["adapted"], str(result["classes"]), mib(result["training_step"]["peak_bytes"])]
+        for step in ("fit_exact", "fit_one_pass", "predict"):
+            found = result[step]
+            row.append(f"{mib(found['peak_bytes'])} ({found['peak_bytes'] / found['bound_bytes']:.2f})")
+        row += [mib(result[step]["peak_bytes"]) for step in ("exact_structure_fit", "exact_structure_predict")]
+        found = result["fit_exact"]
+        row += [
+            mib(found["stored_posterior_bytes"]),
+            mib(found["sums_bytes"]),
+            mib(result["predict"]["jacobian_bytes"]),
+        ]
+        rows.append(row)
+    head = [
+        "model",
+        "LoRA on",
+        "K",
+        "training step",
+        "fit, exact Fisher (over its bound)",
+        "fit, one-pass (over its bound)",
+        "predict (over its bound)",
+        "`exact`: fit",
+        "`exact`: predict",
+        "stored posterior",
+        "sums of fit",
+        "4 B (K-1) P",
+    ]
+    return f"{table(head, rows)}\n\nIn MiB. Made by {origin(document)}"
+
+
+def checkpointing() -> str:
+    """Peak memory and time with gradient checkpointing."""
+    document = load("checkpointing")
+    names = {
+        "training_step": "training step",
+        "training_step_checkpointed": "the same, gradient checkpointing",
+        "fit": "fit, exact Fisher (3 backward passes)",
+        "fit_checkpointed": "the same, gradient checkpointing",
+    }
+    rows = [[names[r["step"]], mib(r["peak_bytes"]), f"{r['seconds']:.1f}"] for r in document["results"]]
+    batch = document["results"][0]["batch"]
+    head = [f"llama_30m, K = 4, {batch[0]} texts of {batch[1]} tokens", "peak, MiB", "seconds"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
