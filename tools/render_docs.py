@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, quality
+from rendering import costs, demo, quality, side_by_side
 from rendering.common import ROOT
 
 FILES = (
@@ -23,6 +23,8 @@ FILES = (
     "docs/command_line.md",
     "docs/readouts.md",
     "docs/sketch.md",
+    "docs/peers.md",
+    "docs/gpu.md",
 )
 
 
@@ -45,6 +47,11 @@ RENDERERS: dict[str, Callable[[], str]] = {
         costs.evidence,
         costs.memory,
         costs.checkpointing,
+        side_by_side.peers,
+        side_by_side.peers_ratios,
+        side_by_side.peers_raised,
+        side_by_side.growth,
+        side_by_side.gpu_tiny,
     )
 }
 

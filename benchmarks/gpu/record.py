@@ -122,6 +122,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "gpu": gpu.name if gpu else None,
+        "processor": gpu.name if gpu else "CPU",
         "gpu_memory_bytes": gpu.total_memory if gpu else None,
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda,

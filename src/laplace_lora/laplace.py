@@ -1,7 +1,6 @@
 """LaplaceLoRA: the estimator that turns a trained adapter into a posterior and a posterior into predictions."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,19 +11,17 @@ from torch import Tensor, nn
 
 from laplace_lora import prior as priors
 from laplace_lora import tuning
-from laplace_lora.adapters import altered_start, discover_sites, perturbed_state_dicts
+from laplace_lora.adapters import altered_start, discover_sites
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.covered import Covered
-from laplace_lora.curvature import FitResult, TrainCheckExamples, fit_curvature, require_finite_statistics
+from laplace_lora.curvature import FitResult, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
-from laplace_lora.functional import LinearisedModel
+from laplace_lora.fitted import Fitted
 from laplace_lora.persistence import (
-    TRAINING_INPUTS,
     InputFormat,
     describe,
     read_posterior,
     restored_readout,
-    write_posterior,
 )
 from laplace_lora.posterior import Posterior
 from laplace_lora.predictive import Predictive
@@ -72,11 +69,7 @@ class LaplaceLoRA:
         self._structure = STRUCTURES[self.config.structure]
         self._found = discover_sites(model, self.config.include_modules_to_save)
         self._covers: Covered | None = None
-        self._tuned_by: str | None = None
-        self._posterior: Posterior | None = None
-        self._fit: FitResult | None = None
-        self._check: TrainCheckExamples | None = None
-        self._noise = self.config.noise_variance
+        self._fitted: Fitted | None = None
         readout = readout or readout_of_model(model, self.config.likelihood)
         self._inferring = readout is None
         if readout is not None:
@@ -85,7 +78,6 @@ class LaplaceLoRA:
     def _read_by(self, readout: Readout) -> None:
         """Settle the readout, and with it weight matrices and prior groups."""
         self._covers = Covered.by(readout, self._found, self.model, self.config)
-        self._precision = self._covers.groups.precisions(self.config.prior_precision)
 
     @property
     def readout(self) -> Readout:
@@ -103,9 +95,7 @@ class LaplaceLoRA:
         Raises:
             NotFittedError: ``fit`` has not run.
         """
-        if self._posterior is None:
-            raise NotFittedError("the posterior is not fitted; call fit(loader) first.")
-        return self._posterior
+        return self._state.posterior
 
     @property
     def prior_precision(self) -> float | dict[str, float]:
@@ -118,17 +108,20 @@ class LaplaceLoRA:
     @property
     def noise_variance(self) -> float | None:
         """Noise variance in use, in squared units of the output; None where the likelihood has none."""
-        return self._noise if self._covers is not None and self._covers.reader.has_noise else None
+        if self._fitted is not None:
+            return self._fitted.noise_variance
+        has_noise = self._covers is not None and self._covers.reader.has_noise
+        return self.config.noise_variance if has_noise else None
 
     @property
     def train_accuracy(self) -> float | None:
         """Accuracy of the trained adapter on the training data, or None without labels or before ``fit``."""
-        return None if self._fit is None else self._fit.accuracy
+        return None if self._fitted is None else self._fitted.training.accuracy
 
     @property
     def training(self) -> FitResult | None:
         """What the pass over the training data found: N, K, the trained adapter's NLL and accuracy; None before it."""
-        return self._fit
+        return None if self._fitted is None else self._fitted.training
 
     @property
     def tail_check(self) -> priors.TailCheck | None:
@@ -137,7 +130,7 @@ class LaplaceLoRA:
         None where all factors are whole. A ratio above 1.25 asks for a larger ``factor_rank``; ``fit`` and
         ``tune_prior`` warn then.
         """
-        return priors.TailCheck.of(self.posterior, self._precision * self._noise_scale)
+        return self._state.tail_check
 
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
@@ -152,7 +145,7 @@ class LaplaceLoRA:
         Returns:
             Itself.
         """
-        self._posterior, self._fit, self._check = None, None, None
+        self._fitted = None
         if self._inferring:
             loader = Peeked(self.model, loader, None if self._covers is None else self.readout)
             self._read_by(loader.readout)
@@ -166,13 +159,12 @@ class LaplaceLoRA:
         require_finite_statistics(statistics, covered.shapes)
         posterior = self._structure.posterior.from_statistics(covered.shapes, statistics, curvature.dtype)
         posterior.assign_groups(covered.groups.index)
-        self._posterior, self._fit, self._check = posterior, result, check
-        self._precision = covered.groups.precisions(self.config.prior_precision)
-        self._noise = self.config.noise_variance
-        self._tuned_by = None
+        self._fitted = Fitted(
+            covered, self.config, posterior, result, self._precision, self.config.noise_variance, check=check
+        )
         if self.input_format.padding_side is None:
             self.input_format = dataclasses.replace(self.input_format, padding_side=padding_side)
-        self._warn_of_tail(stacklevel=3)
+        _warn(self._fitted.tail_warning, stacklevel=3)
         return self
 
     def tune_prior(
@@ -198,15 +190,20 @@ class LaplaceLoRA:
         """
         if isinstance(method, tuple):
             method, loader = method[0], method[1]  # type: ignore[assignment]
-        if method == "evidence" and loader is None:
-            self._tune_by_evidence()
-        elif method == "validation" and loader is not None:
-            self._tune_by_validation(loader)
-        else:
+        if (method, loader is None) not in (("evidence", True), ("validation", False)):
             raise LaplaceLoRAError(
                 f"tune_prior({method!r}) with{'' if loader is not None else 'out'} a loader is not known; use "
                 "tune_prior('evidence') or tune_prior('validation', loader)."
             )
+        before = self._state
+        if loader is None:
+            before.require_labels()
+        self.require_tunable(method)
+        tuned, warning = before.by_evidence() if loader is None else before.by_validation(self.model, loader)
+        self._fitted = tuned
+        _warn(warning, stacklevel=3)
+        if before.tail_warning is None:
+            _warn(tuned.tail_warning, stacklevel=3)
         return self
 
     def predict(self, batch: Batch, top_k: int | None = None, readout: Readout | None = None) -> Predictive:
@@ -254,9 +251,7 @@ class LaplaceLoRA:
         Raises:
             NotFittedError: ``fit`` has not run.
         """
-        if self._fit is None:
-            raise NotFittedError("the posterior is not fitted; call fit(loader) first.")
-        return self._fit.seen(self.readout.rows(*split_labels(batch, torch.device("cpu"))))
+        return self._state.training.seen(self.readout.rows(*split_labels(batch, torch.device("cpu"))))
 
     def log_marginal_likelihood(self) -> float:
         """Return the evidence log p(D) of the Laplace approximation at the prior in use.
@@ -267,10 +262,7 @@ class LaplaceLoRA:
         Raises:
             NotFittedError: ``fit`` has not run, or its data had no labels.
         """
-        posterior, fitted = self._labelled_fit()
-        noise = self.noise_variance
-        norms = self._covered.squared_norms()
-        return tuning.log_marginal_likelihood(posterior, fitted, self._precision, norms, self.config, noise)
+        return self._state.log_marginal_likelihood()
 
     def sample(self, n: int, seed: int = 0) -> list[dict[str, Tensor]]:
         """Draw adapters from the posterior.
@@ -288,11 +280,7 @@ class LaplaceLoRA:
         """
         if n < 1:
             raise LaplaceLoRAError(f"cannot draw {n} adapters; give n of at least 1.")
-        generator = torch.Generator().manual_seed(seed)
-        deviations = self.posterior.sample(self._precision * self._noise_scale, n, generator)
-        spread = self._noise_scale**0.5
-        adapter, sites = self._covered.adapter.adapter, self._covered.sites
-        return perturbed_state_dicts(self.model, adapter, sites, [spread * deviation for deviation in deviations])
+        return self._state.sample(self.model, n, seed)
 
     def summary(self) -> str:
         """Say in words what the posterior covers, what it does not, and how it was tuned.
@@ -302,17 +290,10 @@ class LaplaceLoRA:
         """
         if self._covers is None:
             return "Laplace posterior\n  not fitted; how to read the model depends on the data"
-        return describe(
-            self.config,
-            self._covers.shapes,
-            self._covers.adapter.held_at_map,
-            self._precision,
-            self._tuned_by,
-            self._fit,
-            self._posterior,
-            self.readout.name,
-            self._noise if self.readout.tunes_noise else None,
-        )
+        if self._fitted is not None:
+            return self._fitted.summary()
+        held = self._covers.adapter.held_at_map
+        return describe(self.config, self._covers.shapes, held, self._precision, None, None, None, self.readout.name)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write posterior_config.json and posterior.safetensors, whole or not at all.
@@ -320,15 +301,7 @@ class LaplaceLoRA:
         Args:
             directory: Usually the adapter's own; its other files are not touched.
         """
-        posterior, fitted = self.posterior, self._fit
-        assert fitted is not None
-        noise = self._noise if self.readout.tunes_noise else None
-        precision = self._precision.tolist()
-        state = self._covered.saved_state(
-            self.model, self.config, self.input_format, precision, self._tuned_by, noise, fitted, self.tail_check
-        )
-        tensors = {**posterior.tensors(), TRAINING_INPUTS: fitted.inputs}
-        write_posterior(Path(directory), state.to_description(), tensors)
+        self._state.save(self.model, self.input_format, Path(directory))
 
     @classmethod
     def from_pretrained(cls, model: nn.Module, directory: str | Path) -> "LaplaceLoRA":
@@ -344,13 +317,12 @@ class LaplaceLoRA:
         Raises:
             LaplaceLoRAError: Files are damaged or the model is another one; says what differs.
         """
-        state, posterior, fitted = read_posterior(directory, next(model.parameters()).device)
+        state, posterior, training = read_posterior(directory, next(model.parameters()).device)
         la = cls(model, state.config, restored_readout(state.readout, state.readout_settings), state.input_format)
         state.check_model(la._covered.fingerprint(model), la._covered.shapes)
-        la._posterior, la._fit = posterior, fitted
-        la._precision = torch.tensor(state.prior_precision, dtype=torch.float64)
-        la._noise = state.noise_variance or state.config.noise_variance
-        la._tuned_by = state.tuned_by
+        precision = torch.tensor(state.prior_precision, dtype=torch.float64)
+        noise = state.noise_variance or state.config.noise_variance
+        la._fitted = Fitted(la._covered, state.config, posterior, training, precision, noise, state.tuned_by)
         return la
 
     @property
@@ -360,9 +332,16 @@ class LaplaceLoRA:
         return self._covers
 
     @property
-    def _noise_scale(self) -> float:
-        """Noise variance in use over that at which the curvature was collected; see :mod:`laplace_lora.prior.noise`."""
-        return self._noise / self.config.noise_variance
+    def _state(self) -> Fitted:
+        if self._fitted is None:
+            raise NotFittedError("the posterior is not fitted; call fit(loader) first.")
+        return self._fitted
+
+    @property
+    def _precision(self) -> Tensor:
+        if self._fitted is not None:
+            return self._fitted.precision
+        return self._covered.groups.precisions(self.config.prior_precision)
 
     def _settle_names(self, classes: int) -> None:
         """Drop the model's own names of outputs that are not the classes; refuse such names where they were given."""
@@ -376,30 +355,18 @@ class LaplaceLoRA:
             )
         self.input_format = dataclasses.replace(self.input_format, label_names=None)
 
-    def _labelled_fit(self) -> tuple[Posterior, FitResult]:
-        posterior = self.posterior
-        if self._fit is None or self._fit.log_likelihood is None:
-            raise NotFittedError("the training batches had no labels, so there is no evidence; fit with labels.")
-        return posterior, self._fit
-
-    @property
-    def _linearised(self) -> LinearisedModel:
-        precision, scale = self._precision * self._noise_scale, self._noise_scale
-        return LinearisedModel(self.model, self._covered.sites, self.posterior, precision, scale, self.config)
-
     def _predict(
         self, loader: Iterable[Batch], top_k: int | None, readout: Readout | None, hide_progress: bool
     ) -> Predictive:
-        linearised, reader = self._linearised, self._covered.reader
+        state, reader = self._state, self._covered.reader
         # A reward model's texts are observed in pairs: there is no noise on each.
-        noise = self._noise if reader.has_noise else None
-        classes = self._fit.classes if self._fit is not None else 0
+        noise, classes = state.noise_variance, state.training.classes
         if readout is not None:
             reader.require_compatible(readout, self.model, self._covered.sites)
             reader = Reader.of(readout, self.model, self.config)
             classes = classes if readout.head_rows is None else len(readout.head_rows)
         reader.require_top_k(top_k, classes)
-        return linearised.predict(loader, reader, None if hide_progress else "predict", noise, top_k)
+        return state.linearised(self.model).predict(loader, reader, None if hide_progress else "predict", noise, top_k)
 
     def require_tunable(self, method: str) -> None:
         """Refuse a way of tuning that cannot work here; nothing needs to have been fitted.
@@ -415,47 +382,7 @@ class LaplaceLoRA:
         elif self._covers is not None:
             self._covers.reader.require_validation()
 
-    def _tune_by_evidence(self) -> None:
-        posterior, fitted = self._labelled_fit()
-        self.require_tunable("evidence")
-        tuned = tuning.by_evidence(
-            posterior,
-            fitted,
-            self._precision,
-            self._covered.squared_norms(),
-            self.config,
-            self._noise,
-            self.readout.tunes_noise,
-            self._check,
-        )
-        self._take(tuned, "evidence")
 
-    def _tune_by_validation(self, loader: Iterable[Batch]) -> None:
-        reader, tunes_noise = self._covered.reader, self.readout.tunes_noise
-        self.require_tunable("validation")
-        description = "validate" if self.config.progress else None
-        found = self._linearised.covariances(loader, reader, description, priors.SCALES)
-        mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
-        predictive = None if tunes_noise else functools.partial(reader.predictive, noise_variance=None)
-        # Held-out data are compared at the curvature's own noise variance; see prior.noise.
-        precision, covariances = self._precision * self._noise_scale, covariances.div_(self._noise_scale)
-        tuned = tuning.by_validation(mean, covariances, labels, precision, self.config, predictive)
-        self._take(tuned, "validation")
-
-    def _take(self, tuned: tuning.Tuned, method: str) -> None:
-        warned = self._tail_warning() is not None
-        self._precision, self._noise = tuned.precision, tuned.noise_variance
-        self._tuned_by = method
-        if tuned.warning:
-            warnings.warn(tuned.warning, stacklevel=4)
-        if not warned:
-            self._warn_of_tail(stacklevel=5)
-
-    def _tail_warning(self) -> str | None:
-        check = self.tail_check
-        return None if check is None else check.warning(self.config.sketch_rank)
-
-    def _warn_of_tail(self, stacklevel: int) -> None:
-        message = self._tail_warning()
-        if message:
-            warnings.warn(message, stacklevel=stacklevel)
+def _warn(message: str | None, stacklevel: int) -> None:
+    if message:
+        warnings.warn(message, stacklevel=stacklevel + 1)

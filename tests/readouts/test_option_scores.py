@@ -319,7 +319,7 @@ def test_the_checked_sample_follows_from_the_data_alone(size: int, budget: int) 
 def test_the_checked_sample_has_the_covariance_that_is_predicted(structure: str) -> None:
     """Of differences between an example's own options, the only ones that probabilities depend on."""
     la = fitted("llama-tokens", structure=structure)
-    found = training_fit(la.posterior, torch.tensor([DELTA], dtype=torch.float64), la._check)
+    found = training_fit(la.posterior, torch.tensor([DELTA], dtype=torch.float64), la._state.check)
     p = la.predict(collate_options(data()[0]))
     for mean, covariance in zip(found.mean, found.covariance, strict=True):
         (row,) = [i for i, other in enumerate(p.mean) if torch.allclose(other, mean, rtol=1e-9)]

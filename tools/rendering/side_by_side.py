@@ -101,3 +101,18 @@ def _two(value: float | None) -> str:
 
 def _said(error: Any) -> str:
     return f"{error['class']}: {error['message'] or '(no message)'} [{error['line']}]".replace("|", "\\|")
+
+
+def gpu_tiny() -> str:
+    """What the GPU script printed on a CPU."""
+    document = load("gpu-tiny")
+    seen, rows = set(), []
+    for found in document["results"]["measurements"]:
+        key = tuple(found[name] for name in ("classes", "batch", "of", "what"))
+        if key in seen:  # references are measured again beside every structure
+            continue
+        seen.add(key)
+        ratios = (found.get(name) for name in ("over_forward", "over_passes", "over_training_step"))
+        rows.append([*map(str, key), f"{found['seconds']:.4f}", *(_two(ratio) for ratio in ratios)])
+    head = ["K", "B", "of", "what", "s", "/ forward", "/ passes", "/ training step"]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"

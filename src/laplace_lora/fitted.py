@@ -1,0 +1,200 @@
+"""A fitted posterior with its prior: what it says of the data, of weights and of itself, and how it is saved."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laplace_lora import prior as priors
+from laplace_lora import tuning
+from laplace_lora.adapters import perturbed_state_dicts
+from laplace_lora.config import LaplaceConfig
+from laplace_lora.covered import Covered
+from laplace_lora.curvature import FitResult, TrainCheckExamples
+from laplace_lora.errors import NotFittedError
+from laplace_lora.functional import LinearisedModel
+from laplace_lora.persistence import TRAINING_INPUTS, InputFormat, describe, write_posterior
+from laplace_lora.posterior import Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A Gaussian over an adapter's weights, at one prior and noise; others are copies.
+
+    Attributes:
+        covered: The weights it is about, and how the model is read.
+        config: Settings.
+        posterior: The Gaussian, without its prior.
+        training: What the pass over the training data left.
+        precision: (G,) prior precisions in use, in 1 / weight^2.
+        noise: Noise variance in use, of a Gaussian likelihood.
+        tuned_by: ``evidence``, ``validation`` or None.
+        check: Training examples on which evidence tuning compares predictions.
+    """
+
+    covered: Covered
+    config: LaplaceConfig
+    posterior: Posterior
+    training: FitResult
+    precision: Tensor
+    noise: float
+    tuned_by: str | None = None
+    check: TrainCheckExamples | None = None
+
+    @property
+    def noise_variance(self) -> float | None:
+        """Noise variance in use; None where the likelihood has none."""
+        return self.noise if self.covered.reader.has_noise else None
+
+    @property
+    def tuned_noise(self) -> float | None:
+        """Noise variance in use, where it is tuned with the prior; else None."""
+        return self.noise if self.covered.reader.readout.tunes_noise else None
+
+    @property
+    def noise_scale(self) -> float:
+        """Noise variance in use over that at which the curvature was collected; see :mod:`laplace_lora.prior.noise`."""
+        return self.noise / self.config.noise_variance
+
+    @property
+    def tail_check(self) -> priors.TailCheck | None:
+        """Effective number of parameters with and without the tails of sketched factors; None where there are none."""
+        return priors.TailCheck.of(self.posterior, self.precision * self.noise_scale)
+
+    @property
+    def tail_warning(self) -> str | None:
+        """What there is to say of too small a rank, or None."""
+        check = self.tail_check
+        return None if check is None else check.warning(self.config.sketch_rank)
+
+    def require_labels(self) -> None:
+        """Refuse data without labels, which have no evidence.
+
+        Raises:
+            NotFittedError: The training batches had none.
+        """
+        if self.training.log_likelihood is None:
+            raise NotFittedError("the training batches had no labels, so there is no evidence; fit with labels.")
+
+    def log_marginal_likelihood(self) -> float:
+        """Return the evidence log p(D) at the prior in use, in nats."""
+        self.require_labels()
+        return tuning.log_marginal_likelihood(
+            self.posterior,
+            self.training,
+            self.precision,
+            self.covered.squared_norms(),
+            self.config,
+            self.noise_variance,
+        )
+
+    def linearised(self, model: nn.Module) -> LinearisedModel:
+        """Put the Gaussian on the model.
+
+        Args:
+            model: The PEFT model.
+
+        Returns:
+            What predicts.
+        """
+        precision, scale = self.precision * self.noise_scale, self.noise_scale
+        return LinearisedModel(model, self.covered.sites, self.posterior, precision, scale, self.config)
+
+    def by_evidence(self) -> tuple["Fitted", str | None]:
+        """Choose prior and noise by the evidence, without any model pass.
+
+        Returns:
+            The posterior at them, and what the user should know.
+        """
+        self.require_labels()
+        tuned = tuning.by_evidence(
+            self.posterior,
+            self.training,
+            self.precision,
+            self.covered.squared_norms(),
+            self.config,
+            self.noise,
+            self.covered.reader.readout.tunes_noise,
+            self.check,
+        )
+        return self._at(tuned, "evidence"), tuned.warning
+
+    def by_validation(self, model: nn.Module, loader: Iterable[Mapping[str, Any]]) -> tuple["Fitted", str | None]:
+        """Choose prior and noise on held-out data, in one pass over them.
+
+        Args:
+            model: The PEFT model.
+            loader: Labelled batches.
+
+        Returns:
+            The posterior at them, and what the user should know.
+        """
+        reader = self.covered.reader
+        description = "validate" if self.config.progress else None
+        found = self.linearised(model).covariances(loader, reader, description, priors.SCALES)
+        mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
+        tunes_noise = reader.readout.tunes_noise
+        predictive = None if tunes_noise else functools.partial(reader.predictive, noise_variance=None)
+        # Held-out data are compared at the curvature's own noise variance; see prior.noise.
+        precision, covariances = self.precision * self.noise_scale, covariances.div_(self.noise_scale)
+        tuned = tuning.by_validation(mean, covariances, labels, precision, self.config, predictive)
+        return self._at(tuned, "validation"), tuned.warning
+
+    def _at(self, tuned: tuning.Tuned, method: str) -> "Fitted":
+        return dataclasses.replace(self, precision=tuned.precision, noise=tuned.noise_variance, tuned_by=method)
+
+    def sample(self, model: nn.Module, count: int, seed: int) -> list[dict[str, Tensor]]:
+        """Draw adapters.
+
+        Args:
+            model: The PEFT model.
+            count: How many.
+            seed: Fixes the draw.
+
+        Returns:
+            State dicts under PEFT's keys.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        deviations = self.posterior.sample(self.precision * self.noise_scale, count, generator)
+        spread = self.noise_scale**0.5
+        adapter = self.covered.adapter.adapter
+        return perturbed_state_dicts(model, adapter, self.covered.sites, [spread * each for each in deviations])
+
+    def summary(self) -> str:
+        """Say in words what the posterior covers, what it does not, and how it was tuned."""
+        return describe(
+            self.config,
+            self.covered.shapes,
+            self.covered.adapter.held_at_map,
+            self.precision,
+            self.tuned_by,
+            self.training,
+            self.posterior,
+            self.covered.reader.readout.name,
+            self.tuned_noise,
+        )
+
+    def save(self, model: nn.Module, input_format: InputFormat, directory: Path) -> None:
+        """Write posterior_config.json and posterior.safetensors, whole or not at all.
+
+        Args:
+            model: The PEFT model.
+            input_format: How inputs are made.
+            directory: Where to; its other files are not touched.
+        """
+        state = self.covered.saved_state(
+            model,
+            self.config,
+            input_format,
+            self.precision.tolist(),
+            self.tuned_by,
+            self.tuned_noise,
+            self.training,
+            self.tail_check,
+        )
+        tensors = {**self.posterior.tensors(), TRAINING_INPUTS: self.training.inputs}
+        write_posterior(directory, state.to_description(), tensors)
