@@ -74,8 +74,6 @@ def test_files_of_before_wide_factors_were_sketched_are_read_whole(tmp_path: Pat
     files.write_posterior(tmp_path, document, tensors)
     again = LaplaceLoRA.from_pretrained(model, tmp_path)
     assert torch.equal(again.predict(collate(TEST)).covariance, la.predict(collate(TEST)).covariance)
-    again.save_pretrained(tmp_path)
-    assert LaplaceLoRA.from_pretrained(model, tmp_path).config.factor_rank is not None
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

@@ -43,7 +43,7 @@ class LaplaceConfig:
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
             not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes with
             ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
-        kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``last_layer``): ``fitted`` to
+        kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``last_layer``): ``fitted`` to
             the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
             ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or cut off
@@ -116,18 +116,22 @@ class LaplaceConfig:
                 f"factor_rank={self.factor_rank} is for Kronecker factors, and structure={self.structure!r} has none; "
                 f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
             )
-        if self.factor_rank is not None and self.factor_rank < 1:
-            raise LaplaceLoRAError(f"factor_rank={self.factor_rank} is too small; give at least 1.")
+        if self.factor_rank is not None:
+            whole = isinstance(self.factor_rank, int) and not isinstance(self.factor_rank, bool)
+            if not whole or self.factor_rank < 1:
+                raise LaplaceLoRAError(
+                    f"factor_rank={self.factor_rank!r} is no number of directions; give an int >= 1."
+                )
 
     @property
     def sketch_rank(self) -> int:
-        """Number of directions by which a wide Kronecker factor is kept."""
+        """Number of directions by which a wide Kronecker factor is kept, where the structure has them."""
         return self.factor_rank or FACTOR_RANKS.get(self.structure, FACTOR_RANKS["kron"])
 
     @property
     def widest_whole_factor(self) -> int:
         """Width up to which Kronecker factors are exact."""
-        # F^T (F Omega) takes 4 d m operations for every vector and F F^T 2 d^2: below 2 m a sketch saves nothing.
+        # X^T (X Omega) takes 4 d m operations for every row of X and X^T X 2 d^2: up to 2 m a sketch saves nothing.
         return self.sketch_rank if self.structure == "kron_svd" else 2 * self.sketch_rank
 
     def fisher_for(self, classes: int, readout: str = "class_logits") -> Fisher:

@@ -120,24 +120,36 @@ def functional_covariances(
     with jacobians as runner:
         device = next(runner.model.parameters()).device
         for batch in tqdm(loader, desc=description, unit="batch", disable=description is None):
-            inputs, given = split_labels(batch, device)
-            rows = runner.readout.rows(inputs, given)
-            labels = runner.readout.labels(rows, given)
-            logits = runner.forward(rows).logits
-            collected = accumulator()
-            receive = partial(_collect, collected)
-            if rows.places is not None:
-                runner.rows(None, receive)
-                yield logits, _covariance(collected, logits), labels
-                continue
-            varying = min(top_k or logits.shape[-1], logits.shape[-1])
-            contrasts = likelihood.contrasts(varying).to(logits.device)
-            cotangents = contrasts.expand(len(logits), -1, -1)
-            if varying < logits.shape[-1]:
-                index = logits.topk(varying, dim=-1).indices[:, :, None].expand_as(cotangents)
-                cotangents = contrasts.new_zeros(*logits.shape, varying - 1).scatter(1, index, cotangents)
-            runner.rows(cotangents, receive)
-            yield logits, contrasts @ _covariance(collected, logits) @ contrasts.T, labels
+            # Not held while others run: a mode that is left later than it was entered would stay switched.
+            with torch.inference_mode(False):
+                found = _of_batch(runner, batch, likelihood, accumulator(), device, top_k)
+            yield found
+
+
+def _of_batch(
+    runner: JacobianPass | HeadPass,
+    batch: Mapping[str, Any],
+    likelihood: Likelihood,
+    collected: CovarianceAccumulator,
+    device: torch.device,
+    top_k: int | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    inputs, given = split_labels(batch, device)
+    rows = runner.readout.rows(inputs, given)
+    labels = runner.readout.labels(rows, given)
+    logits = runner.forward(rows).logits
+    receive = partial(_collect, collected)
+    if rows.places is not None:
+        runner.rows(None, receive)
+        return logits, _covariance(collected, logits), labels
+    varying = min(top_k or logits.shape[-1], logits.shape[-1])
+    contrasts = likelihood.contrasts(varying).to(logits.device)
+    cotangents = contrasts.expand(len(logits), -1, -1)
+    if varying < logits.shape[-1]:
+        index = logits.topk(varying, dim=-1).indices[:, :, None].expand_as(cotangents)
+        cotangents = contrasts.new_zeros(*logits.shape, varying - 1).scatter(1, index, cotangents)
+    runner.rows(cotangents, receive)
+    return logits, contrasts @ _covariance(collected, logits) @ contrasts.T, labels
 
 
 def _covariance(collected: CovarianceAccumulator, logits: Tensor) -> Tensor:

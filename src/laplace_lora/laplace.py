@@ -70,6 +70,7 @@ class LaplaceLoRA:
         self._found = discover_sites(model, self.config.include_modules_to_save)
         self._covers: Covered | None = None
         self._fitted: Fitted | None = None
+        self._tail_warned = False
         readout = readout or readout_of_model(model, self.config.likelihood)
         self._inferring = readout is None
         if readout is not None:
@@ -127,7 +128,7 @@ class LaplaceLoRA:
     def tail_check(self) -> priors.TailCheck | None:
         """Effective number of parameters at the prior in use, with and without what sketched factors only guess.
 
-        None where all factors are whole. A ratio above 1.25 asks for a larger ``factor_rank``; ``fit`` and
+        None where nothing is guessed. A ratio above 1.25 asks for a larger ``factor_rank``; ``fit`` and
         ``tune_prior`` warn then.
         """
         return self._state.tail_check
@@ -164,7 +165,7 @@ class LaplaceLoRA:
         )
         if self.input_format.padding_side is None:
             self.input_format = dataclasses.replace(self.input_format, padding_side=padding_side)
-        _warn(self._fitted.tail_warning, stacklevel=3)
+        self._tail_warned = _warn(self._fitted.tail_warning, stacklevel=2)
         return self
 
     def tune_prior(
@@ -198,12 +199,11 @@ class LaplaceLoRA:
         before = self._state
         if loader is None:
             before.require_labels()
-        self.require_tunable(method)
-        tuned, warning = before.by_evidence() if loader is None else before.by_validation(self.model, loader)
-        self._fitted = tuned
-        _warn(warning, stacklevel=3)
-        if before.tail_warning is None:
-            _warn(tuned.tail_warning, stacklevel=3)
+        self.require_tunable("evidence" if loader is None else "validation")
+        self._fitted, warning = before.by_evidence() if loader is None else before.by_validation(self.model, loader)
+        _warn(warning, stacklevel=2)
+        if not self._tail_warned:
+            self._tail_warned = _warn(self._fitted.tail_warning, stacklevel=2)
         return self
 
     def predict(self, batch: Batch, top_k: int | None = None, readout: Readout | None = None) -> Predictive:
@@ -383,6 +383,8 @@ class LaplaceLoRA:
             self._covers.reader.require_validation()
 
 
-def _warn(message: str | None, stacklevel: int) -> None:
+def _warn(message: str | None, stacklevel: int) -> bool:
+    """Warn, and say whether there was anything to say."""
     if message:
         warnings.warn(message, stacklevel=stacklevel + 1)
+    return bool(message)

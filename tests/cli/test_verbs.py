@@ -118,7 +118,7 @@ def test_rank_of_the_factors(folders: Folders, adapter: Path) -> None:
     fit = run("fit", "--adapter", adapter, "--data", folders.train, "--factor-rank", "1", "--prior", "0.01")
     assert fit.exit_code == 0, fit.stderr
     assert "fit again with a larger rank" in fit.stderr
-    assert "factors wider than 2 are sketched" in run("info", adapter).stdout
+    assert "wide factors are sketched (rank 1)" in run("info", adapter).stdout
     size = (adapter / "posterior.safetensors").stat().st_size
     assert run("fit", "--adapter", adapter, "--data", folders.train).exit_code == 0
     assert (adapter / "posterior.safetensors").stat().st_size > size

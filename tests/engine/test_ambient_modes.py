@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.support import close, fitted, setting
-from laplace_lora import LaplaceLoRA
+from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
 from laplace_lora.jacobians import SiteGradient
 from tiny_models import batches, collate, random_examples, tiny_bert, tiny_llama
 
@@ -24,11 +24,23 @@ def test_batches_made_without_gradients(name: str, mode: type) -> None:
     assert made.probabilities.requires_grad is False
 
 
+def test_an_error_midway_leaves_the_mode_as_it_was() -> None:
+    model, train, test = setting("bert")
+    la = fitted(model, train)
+    with pytest.raises(LaplaceLoRAError), torch.inference_mode():
+        la.tune_prior(("validation", [{key: v for key, v in collate(test).items() if key != "labels"}]))
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("structure", ["kron", "last_layer", "exact"])
 @pytest.mark.parametrize("make", [tiny_bert, tiny_llama])
-def test_autocast_rounds_the_model_and_nothing_else(make: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_rounds_the_model_and_nothing_else(
+    make: object, structure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make(3, torch.float32)
+    config = LaplaceConfig(structure=structure, progress=False)
     train, test = batches(random_examples(6), 3), collate(random_examples(4, seed=77))
-    plain = LaplaceLoRA(model, fitted(model, random_examples(6)).config).fit(train).predict(test)
+    plain = LaplaceLoRA(model, config).fit(train).tune_prior("evidence").predict(test)
     seen = set()
     jacobian = SiteGradient.jacobian
 
@@ -39,8 +51,7 @@ def test_autocast_rounds_the_model_and_nothing_else(make: object, monkeypatch: p
 
     monkeypatch.setattr(SiteGradient, "jacobian", spying)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        la = LaplaceLoRA(model, fitted(model, random_examples(6)).config).fit(train)
-        rounded = la.predict(test)
+        rounded = LaplaceLoRA(model, config).fit(train).tune_prior("evidence").predict(test)
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == torch.bfloat16
     assert seen == {torch.float32}

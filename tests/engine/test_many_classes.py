@@ -128,7 +128,7 @@ def test_the_module_that_makes_infinity_is_named() -> None:
         la.predict(collate(random_examples(2, num_labels=3)))
 
 
-@pytest.mark.parametrize("structure", ["kron", "diag", "last_layer"])
+@pytest.mark.parametrize("structure", ["kron", "kron_svd", "diag", "last_layer"])
 def test_curvature_that_overflows_is_refused(structure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logits may be finite where the squares of their gradients are not."""
     model = MODELS["bert"](num_labels=3, dtype=torch.float32)

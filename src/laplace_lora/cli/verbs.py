@@ -110,8 +110,8 @@ def fit(
         int | None,
         typer.Option(
             min=1,
-            help="Directions by which Kronecker factors wider than twice as many are sketched; narrower ones are "
-            "exact.  [default: 64; 10 with kron_svd]",
+            help="Directions by which Kronecker factors wider than twice as many (kron_svd: than as many) are kept; "
+            "narrower ones are exact.  [default: 64; 10 with kron_svd]",
         ),
     ] = None,
     fisher: Annotated[

@@ -16,7 +16,7 @@ class Curvature(abc.ABC):
     """Sufficient statistics of the GGN of one data set.
 
     The data enter only through sums (or, for ``exact``, stacked rows), so neither batch size nor order
-    matters and two halves of a data set merge into the whole.
+    matters and two halves of a data set merge into the whole; but for ``kron_svd``, which cuts after every batch.
     """
 
     def __init__(self, shapes: Sequence[MatrixShape], config: LaplaceConfig) -> None:

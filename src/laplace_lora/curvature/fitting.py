@@ -143,7 +143,8 @@ def fit_curvature(
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
     classes, side = 0, None
     numbers: list[Tensor] = []
-    with jacobian_pass(model, sites, readout, head_only=head_only(config, readout)) as runner:
+    runner_of = jacobian_pass(model, sites, readout, head_only=head_only(config, readout))
+    with torch.inference_mode(False), runner_of as runner:
         for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
             inputs, given = split_labels(batch, device)
             rows = readout.rows(inputs, given)

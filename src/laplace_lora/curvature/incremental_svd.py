@@ -2,8 +2,9 @@
 
 Yang et al. (ICLR 2024, appendix on low-rank K-FAC) keep B (d x k), k = 10, with B B^T for the wide factor, and replace
 it after every batch by the leading k left singular vectors, times singular values, of [B, batch]. What is cut is lost:
-the factor is understated, variances come out too large, and batch size and order change it (rounding aside, only
-if the rank of the sum is above k). :mod:`laplace_lora.curvature.sketch` has neither fault.
+the factor is understated, variances come out too large, and batch size and order change it (rounding aside, only if the
+rank of the sum is above k); and every batch takes a decomposition of its own.
+:mod:`laplace_lora.curvature.sketch` has neither fault.
 """
 
 import torch
@@ -31,7 +32,7 @@ class TruncatedFactor(FactorSum):
         """See :meth:`FactorSum.add`."""
         rows = as_rows(stack).double()
         if weights is not None:
-            rows = rows * weights.double().clamp(min=0.0).sqrt().repeat_interleave(stack.shape[2])[:, None]
+            rows = rows * weights.double().sqrt().repeat_interleave(stack.shape[2])[:, None]
         self._trace = added(self._trace, rows.square().sum())
         self._take(rows.mT)
 
@@ -63,5 +64,9 @@ class TruncatedFactor(FactorSum):
         missing = self.rank - together.shape[1]
         if missing > 0:
             together = torch.nn.functional.pad(together, (0, missing))
+        if not bool(torch.isfinite(together).all()):
+            # No decomposition exists; the end of the fold says what overflowed.
+            self.root = together[:, : self.rank] * torch.nan
+            return
         vectors, singular, _ = torch.linalg.svd(together, full_matrices=False)
         self.root = vectors[:, : self.rank] * singular[: self.rank]

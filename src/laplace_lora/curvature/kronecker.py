@@ -50,7 +50,7 @@ class KroneckerCurvature(Curvature):
         # What R is divided by in expand: tokens (or pooled rows) that entered it.
         self.inputs_seen = [0.0] * len(self.shapes)
         # What the inputs of the matrix before added, by width: q, k and v share theirs, and so do gate and up.
-        self._latest: dict[int, tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+        self._latest: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
     def _factor(self, width: int) -> FactorSum:
         whole = width <= self.config.widest_whole_factor
@@ -63,8 +63,8 @@ class KroneckerCurvature(Curvature):
             MemoryLimitError: One factor alone would exceed ``memory_limit_bytes``, as those of a vocabulary do.
         """
         rank, widest = self.config.sketch_rank, self.config.widest_whole_factor
-        for shape in self.shapes:
-            side = max(shape.out_features, shape.in_features)
+        sides = [(shape, side) for shape in self.shapes for side in (shape.out_features, shape.in_features)]
+        for shape, side in sides:
             needed = 8 * side * (side if side <= widest else rank)
             if needed > self.config.memory_limit_bytes:
                 raise MemoryLimitError(
@@ -87,7 +87,9 @@ class KroneckerCurvature(Curvature):
         if self.config.kfac == "reduce":
             x, g = _mean_over_tokens(x, gradient.token_mask)[:, None], g.sum(dim=1, keepdim=True)
         self.left[index].add(g.mT, squares)
-        if gradient.row == 0:
+        if gradient.row > 0:
+            self._latest.clear()  # all inputs are in
+        else:
             self._add_inputs(index, x)
             masked = gradient.token_mask if self.config.kfac == "expand" else None
             self.inputs_seen[index] += x.shape[0] * x.shape[1] if masked is None else float(masked.sum())
@@ -97,10 +99,11 @@ class KroneckerCurvature(Curvature):
         if not isinstance(factor, SketchedFactor):
             factor.add(x.mT)
             return
-        before, part = self._latest.get(factor.width, (None, None))
+        key = (factor.width, x.device, x.dtype)
+        before, part = self._latest.get(key, (None, None))
         if before is None or part is None or before.shape != x.shape or not torch.equal(before, x):
             part = factor.part(x.mT)
-            self._latest[factor.width] = (x, part)
+            self._latest[key] = (x, part)
         factor.add_part(part)
 
     def end_batch(self) -> None:

@@ -9,18 +9,18 @@ is formed in float64, with a small multiple of Omega added to Y so that the inve
 Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from streaming data", NeurIPS 2017, algorithm 3).
 What it misses of the trace is spread evenly: tau = (tr F - sum mu) / d, and F ~ V diag(mu) V^T + tau I.
 
-It equals F where the rank of F is at most m. Without the tail the curvature is understated and variances can only be
-too large; with (tr F - sum mu) I in the tail's place they can only be too small. Y and the trace are sums, so that
-batches and parts of a data set may come in any order.
+It equals F, up to rounding, where the rank of F is at most m. Without the tail the curvature is understated and
+variances can only be too large; with (tr F - sum mu) I in the tail's place they can only be too small. Y and the trace
+are sums, so that batches and parts of a data set may come in any order.
 """
 
 import functools
-import math
 
 import torch
 from torch import Tensor
 
 from laplace_lora.curvature.factors import FactorSum, added, as_rows
+from laplace_lora.errors import LaplaceLoRAError
 
 
 class SketchedFactor(FactorSum):
@@ -54,13 +54,13 @@ class SketchedFactor(FactorSum):
             (d, m) and the trace, in the stack's dtype.
         """
         rows = as_rows(stack)
-        images = rows @ test_matrix(self.width, self.rank, stack.dtype, str(stack.device))
+        images = rows @ random_basis(self.width, self.rank, stack.dtype, str(stack.device))
         squares = torch.linalg.vector_norm(stack, dim=(1, 2)).square()
         if weights is None:
             return rows.mT @ images, squares.sum()
         # The images are narrower than the rows, and weighting them is enough.
         weights = weights.to(images)
-        images = (images.view(len(stack), -1) * weights[:, None]).view_as(images)
+        images = images * weights.repeat_interleave(stack.shape[2])[:, None]
         return rows.mT @ images, weights @ squares
 
     def add_part(self, part: tuple[Tensor, Tensor]) -> None:
@@ -69,17 +69,18 @@ class SketchedFactor(FactorSum):
         Args:
             part: Products and trace.
         """
-        self._dtype = part[0].dtype
-        self._take(*part)
+        self._take(*part, part[0].dtype)
 
     def merge(self, other: FactorSum) -> None:
         """See :meth:`FactorSum.merge`."""
         assert isinstance(other, SketchedFactor) and other.rank == self.rank
         if other.products is not None and other._trace is not None:
-            self._dtype = other._dtype
-            self._take(other.products, other._trace)
+            self._take(other.products, other._trace, other._dtype)
 
-    def _take(self, products: Tensor, trace: Tensor) -> None:
+    def _take(self, products: Tensor, trace: Tensor, dtype: torch.dtype) -> None:
+        # The sum is as exact as its coarsest part, in whatever order they come.
+        coarser = self.products is not None and torch.finfo(self._dtype).eps > torch.finfo(dtype).eps
+        self._dtype = self._dtype if coarser else dtype
         self.products, self._trace = added(self.products, products), added(self._trace, trace)
 
     @property
@@ -94,7 +95,7 @@ class SketchedFactor(FactorSum):
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`FactorSum.spectrum`: Nystrom, the tail's tau on every direction."""
         assert self.products is not None
-        omega = test_matrix(self.width, self.rank, self._dtype, str(self.products.device)).double()
+        omega = random_basis(self.width, self.rank, self._dtype, str(self.products.device)).double()
         values, vectors = nystrom(self.products, omega, torch.finfo(self._dtype).eps)
         tail = ((self.trace() - values.sum()) / self.width).clamp(min=0.0)
         return values + tail, vectors, tail
@@ -110,22 +111,28 @@ def nystrom(products: Tensor, omega: Tensor, precision: float) -> tuple[Tensor, 
 
     Returns:
         (m,) values, not below 0, the largest first; and (d, m) orthonormal vectors.
+
+    Raises:
+        LaplaceLoRAError: F is far from positive semi-definite.
     """
-    width, rank = products.shape
+    rank = products.shape[1]
     norm = float(torch.linalg.vector_norm(products))
     if norm == 0.0:
         return products.new_zeros(rank), torch.linalg.qr(omega).Q
     # Y / |Y|: squares of tiny curvatures would underflow.
     scaled = products / norm
-    shift = math.sqrt(width) * precision
-    while True:
+    # What is shifted away is lost to the tail, so that the smallest shift that does is best.
+    for shift in precision * 10.0 ** torch.arange(-1.0, 8.0, dtype=torch.float64):
         shifted = scaled + shift * omega
         core = omega.mT @ shifted
         root, failed = torch.linalg.cholesky_ex(0.5 * (core + core.mT))
         if not int(failed):
             break
-        # Products rounded in float32 can be indefinite by more than that; ten times the shift is still rounding.
-        shift *= 10.0
+    else:
+        raise LaplaceLoRAError(
+            "a sketched Kronecker factor is not positive semi-definite, by more than rounding; please report it, and "
+            "use a factor_rank as large as the widest layer meanwhile."
+        )
     half = torch.linalg.solve_triangular(root, shifted.mT, upper=False).mT
     basis, triangle = torch.linalg.qr(half)
     # The singular vectors of the small triangle, rather than of all of it: d m^2 operations once instead of many times.
@@ -134,7 +141,7 @@ def nystrom(products: Tensor, omega: Tensor, precision: float) -> tuple[Tensor, 
 
 
 @functools.lru_cache(maxsize=32)
-def test_matrix(width: int, rank: int, dtype: torch.dtype, device: str) -> Tensor:
+def random_basis(width: int, rank: int, dtype: torch.dtype, device: str) -> Tensor:
     """Return Omega: an orthonormal basis of a random subspace, the same at every call.
 
     Args:

@@ -109,7 +109,8 @@ class HeadPass:
         has_bias = self.sites[0].bias is not None
         for row in range(cotangents.shape[-1]):
             gradient = cotangents[:, None, :, row].to(statistics_dtype(self._features.dtype))
-            receive(SiteGradient(0, row, self._features[:, None], gradient, None, has_bias))
+            with torch.autocast(gradient.device.type, enabled=False):
+                receive(SiteGradient(0, row, self._features[:, None], gradient, None, has_bias))
         self.release()
 
     def release(self) -> None:

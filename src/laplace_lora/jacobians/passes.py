@@ -114,7 +114,7 @@ class JacobianPass:
         self._rows = rows
         self._ran = dict.fromkeys(range(len(self.sites)), 0)
         self._forwarding = True
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             reading = self.readout.read(self.model, rows, draw)
         self._forwarding = False
         return reading
@@ -165,8 +165,8 @@ class JacobianPass:
             # The forward pass may run under autocast; sums over gradients are not to be rounded by it.
             with torch.autocast(outputs.device.type, enabled=False):
                 torch.autograd.grad(outputs, probes, cotangent, retain_graph=self._row < len(passes) - 1)
-            for parts in self._parts.values():
-                self._hand_on(parts)
+                for parts in self._parts.values():
+                    self._hand_on(parts)
             missing |= set(range(len(self.sites))) - self._received
         return missing
 
@@ -185,7 +185,8 @@ class JacobianPass:
                 missing.add(index)
                 continue
             parts = [met.get((index, row)) or nothing_at(self.sites[index], index, row, passes[row]) for met in found]
-            receive(JoinedGradient(index, row, parts))
+            with torch.autocast(passes[row].device.type, enabled=False):
+                receive(JoinedGradient(index, row, parts))
         return missing
 
     def release(self) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -29,7 +28,7 @@ def jacobian_pass(
 
     Yields:
         The prepared pass. Inside, the model is in eval mode, its parameters are frozen and hooks are set. Gradient
-        checkpointing, where it is switched on, stays on. ``torch.inference_mode`` is left, where it is on.
+        checkpointing, where it is switched on, stays on.
     """
     runner = (HeadPass if head_only else JacobianPass)(model, sites, readout)
     training = [module for module in model.modules() if module.training]
@@ -40,7 +39,7 @@ def jacobian_pass(
             module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), differentiable(model), recomputing(model):
+        with differentiable(model), recomputing(model):
             handles += runner.hooks()
             yield runner
     finally:

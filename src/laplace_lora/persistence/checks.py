@@ -190,7 +190,6 @@ def check_groups(config: LaplaceConfig, matrices: Sequence[MatrixShape], precisi
 def check_tensors(
     kind: type[Posterior],
     matrices: Sequence[MatrixShape],
-    config: LaplaceConfig,
     tensors: Mapping[str, Tensor],
     where: str,
 ) -> None:
@@ -199,15 +198,13 @@ def check_tensors(
     Args:
         kind: The posterior's class, which says what it stores.
         matrices: Its weight matrices.
-        config: Its settings.
         tensors: What posterior.safetensors holds, without the training inputs.
         where: Path of the file, for messages.
 
     Raises:
         PosteriorFileError: They differ, or a value is NaN, infinite or negative where it must not be.
     """
-    rows = next((len(tensor) for tensor in tensors.values() if tensor.dim()), 0)
-    wanted = kind.stored(matrices, config, rows)
+    wanted = kind.stored(matrices, tensors)
     for name in sorted(set(wanted) ^ set(tensors)):
         verb = "lacks" if name in wanted else "has no place for"
         raise PosteriorFileError(f"{where} {verb} {name}; fit and save the posterior again.")

@@ -43,7 +43,7 @@ def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tu
     if inputs.dtype != torch.int64 or tuple(inputs.shape) != (state.examples,):
         raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TRAINING_INPUTS!r} is malformed; fit and save it again.")
     kind = STRUCTURES[state.config.structure].posterior
-    check_tensors(kind, state.matrices, state.config, tensors, str(folder / TENSORS_NAME))
+    check_tensors(kind, state.matrices, tensors, str(folder / TENSORS_NAME))
     posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
     posterior.assign_groups(state.groups().index)
     fitted = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs, state.targets)

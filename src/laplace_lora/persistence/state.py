@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from laplace_lora.adapters import Fingerprint
-from laplace_lora.config import FACTOR_RANKS, LaplaceConfig
+from laplace_lora.config import LaplaceConfig
 from laplace_lora.errors import PosteriorFileError
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence.checks import (
@@ -149,10 +149,6 @@ class SavedState:
                 f"posterior_config.json lacks or malforms an entry ({error}); fit and save the posterior again."
             ) from error
         state = cls(**values)
-        if "factor_rank" not in document["config"] and state.config.structure in FACTOR_RANKS:
-            # A file of before wide factors were sketched.
-            widest = max(max(shape.out_features, shape.in_features) for shape in state.matrices)
-            state = dataclasses.replace(state, config=dataclasses.replace(state.config, factor_rank=widest))
         check_groups(state.config, state.matrices, state.prior_precision)
         names = state.input_format.label_names
         if names is not None and len(names) != state.classes:

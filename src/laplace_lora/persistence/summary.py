@@ -8,6 +8,7 @@ from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import FitResult
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.posterior import Posterior
+from laplace_lora.prior import TailCheck
 
 
 def describe(
@@ -62,13 +63,16 @@ def describe(
     gamma = posterior.effective_parameters(precision * scale).tolist()
     how = f"tuned by {tuned_by}" if tuned_by else "as configured"
     lines.append(f"  prior precision ({how}), effective parameters:")
-    bare = posterior.without_tail()
-    if bare is not posterior:
-        without = float(bare.effective_parameters(precision * scale).sum())
+    check = TailCheck.of(posterior, precision * scale)
+    if check is not None:
         lines.insert(
             -1,
-            f"  factors wider than {config.widest_whole_factor} are sketched: {sum(gamma):.1f} effective parameters "
-            f"with what the sketches missed spread evenly, {without:.1f} without",
+            f"  wide factors are sketched (rank {config.sketch_rank}): {check.with_tail:.1f} effective parameters with "
+            f"what the sketches missed spread evenly, {check.without_tail:.1f} without",
+        )
+    elif config.structure == "kron_svd":
+        lines.insert(
+            -1, f"  factors wider than {config.sketch_rank} are cut to as many directions, the rest is left out"
         )
     names = Groups.of(matrices, config.prior_groups).names
     lines += [

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 
 
@@ -162,13 +161,13 @@ class Posterior(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
+    def stored(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """Say what :meth:`tensors` holds, so that a file can be checked before it is used.
 
         Args:
             shapes: One per matrix.
-            config: Settings of the posterior.
-            rows: Length of the tensors of a structure that keeps rows of data; other structures need none.
+            tensors: What a file holds, of any names and shapes. It says what shapes leave open, as numbers of rows
+                and directions.
 
         Returns:
             Names to shapes. What :attr:`spectra` ends in holds float64 numbers that are not negative.

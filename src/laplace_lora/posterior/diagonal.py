@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.eigen import EigenPosterior, Part
 
@@ -49,7 +48,7 @@ class DiagonalPosterior(EigenPosterior):
         return {f"{s.name}.diagonal": e for s, e in zip(self.shapes, self.diagonals, strict=True)}
 
     @classmethod
-    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
+    def stored(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
         """See :meth:`Posterior.stored`."""
         return {f"{shape.name}.diagonal": (shape.out_features, shape.in_features) for shape in shapes}
 

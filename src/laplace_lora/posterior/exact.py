@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
 
@@ -105,8 +104,9 @@ class ExactPosterior(Posterior):
         return {f"{shape.name}.rows": rows for shape, rows in zip(self.shapes, self.rows, strict=True)}
 
     @classmethod
-    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
-        """See :meth:`Posterior.stored`."""
+    def stored(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """See :meth:`Posterior.stored`: as many rows everywhere as in the first tensor."""
+        rows = next((len(tensor) for tensor in tensors.values() if tensor.dim()), 0)
         return {f"{shape.name}.rows": (rows, shape.size) for shape in shapes}
 
     @classmethod

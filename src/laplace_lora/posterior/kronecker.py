@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from laplace_lora.config import LaplaceConfig
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.eigen import EigenPosterior, Part
 from laplace_lora.posterior.factor import SpectralFactor
@@ -23,7 +22,7 @@ class KroneckerPosterior(EigenPosterior):
 
     Exact for one example of one token and two classes, and for a single output direction shared by all
     examples; an approximation otherwise. Modules are independent: curvature between them is not seen.
-    Bytes: (4 m + 8) d for every factor of m directions (8 m + 8 with float64 models), so m d, never d^2.
+    Bytes: (4 d + 8) m for every factor of m directions (8 d + 8 with float64 models) and 8 for its tail: m d, not d^2.
     """
 
     spectra = ("_eigenvalues", "_tail")
@@ -116,7 +115,7 @@ class KroneckerPosterior(EigenPosterior):
 
     def without_tail(self) -> "KroneckerPosterior":
         """See :meth:`Posterior.without_tail`."""
-        if not any(factor.outside for factor in (*self.left, *self.right)):
+        if not any(factor.outside and float(factor.tail) > 0.0 for factor in (*self.left, *self.right)):
             return self
         found = type(self)(self.shapes, *([f.without_tail() for f in side] for side in (self.left, self.right)))
         found.assign_groups(self.groups)
@@ -134,12 +133,14 @@ class KroneckerPosterior(EigenPosterior):
         return named
 
     @classmethod
-    def stored(cls, shapes: Sequence[MatrixShape], config: LaplaceConfig, rows: int) -> dict[str, tuple[int, ...]]:
-        """See :meth:`Posterior.stored`."""
+    def stored(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+        """See :meth:`Posterior.stored`: a factor's eigenvectors say how many directions it has, from 1 to its width."""
         sizes: dict[str, tuple[int, ...]] = {}
         for shape in shapes:
             for side, width in zip(_SIDES, (shape.out_features, shape.in_features), strict=True):
-                rank = width if width <= config.widest_whole_factor else config.sketch_rank
+                vectors = tensors.get(f"{shape.name}.{side}_eigenvectors")
+                known = vectors is not None and vectors.dim() == 2 and 0 < vectors.shape[1] < width
+                rank = vectors.shape[1] if vectors is not None and known else width
                 sizes[f"{shape.name}.{side}_eigenvalues"] = (rank,)
                 sizes[f"{shape.name}.{side}_eigenvectors"] = (width, rank)
                 if rank < width:

@@ -32,7 +32,7 @@ class TailCheck:
             precision: (G,) prior precisions.
 
         Returns:
-            The counts; None where no factor has a tail.
+            The counts; None where nothing is guessed.
         """
         bare = posterior.without_tail()
         if bare is posterior:
@@ -59,7 +59,7 @@ class TailCheck:
             return None
         return (
             f"wide Kronecker factors are sketched (rank {rank}), and the curvature that the sketches miss makes up "
-            f"{self.with_tail - self.without_tail:.0f} of {self.with_tail:.0f} effective parameters, so that variances "
+            f"{self.with_tail - self.without_tail:.3g} of {self.with_tail:.3g} effective parameters, so that variances "
             f"rest on a guess; fit again with a larger rank, LaplaceConfig(factor_rank={4 * rank}) or --factor-rank "
             f"{4 * rank}."
         )

@@ -54,13 +54,14 @@ def training_fit(posterior: Posterior, precision: Tensor, examples: TrainCheckEx
     """
     classes, count = examples.directions.shape[1:]
     contrasts = contrast_basis(classes)
-    covariances = []
+    covariances, device = [], posterior.device
     for start in range(0, len(examples.labels), block):
         accumulator = posterior.accumulator(precision)
         for index, jacobians in enumerate(examples.jacobians):
             for row in range(count):
-                accumulator.add(index, row, jacobians[start : start + block, row].to(posterior.device))
-        along = accumulator.covariance()[0].cpu()
+                accumulator.add(index, row, jacobians[start : start + block, row].to(device))
+        with torch.autocast(device.type, enabled=False):
+            along = accumulator.covariance()[0].cpu()
         if count == classes - 1:
             basis = contrasts.T @ examples.directions[start : start + block]
             inverse = torch.linalg.inv(basis)
