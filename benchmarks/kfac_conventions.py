@@ -90,8 +90,8 @@ def mean_variance(posteriors: list[tuple[Posterior, list[int]]], jacobians: list
     return total
 
 
-def measure(task: str, epochs: int, data: Path, count: int, deltas: list[float]) -> dict[str, Any]:
-    """Train one adapter and measure every convention on it."""
+def trained(task: str, epochs: int, data: Path, count: int) -> tuple[Any, Any, Rows, Rows]:
+    """Train one adapter; return it with its tokenizer, its training data and held-out data."""
     make, classes = TASKS[task]
     train, test = make(data, count)
     model, tokenizer = train_adapter(
@@ -105,6 +105,13 @@ def measure(task: str, epochs: int, data: Path, count: int, deltas: list[float])
         seed=0,
         progress=False,
     )
+    return model, tokenizer, train, test
+
+
+def measure(task: str, epochs: int, data: Path, count: int, deltas: list[float]) -> dict[str, Any]:
+    """Train one adapter and measure every convention on it."""
+    model, tokenizer, train, test = trained(task, epochs, data, count)
+    classes = TASKS[task][1]
 
     def fitted(**settings: Any) -> LaplaceLoRA:
         return LaplaceLoRA(model, LaplaceConfig(progress=False, **settings)).fit(batches(train, tokenizer, 20))

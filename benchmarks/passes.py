@@ -114,15 +114,24 @@ def measure(name: str, adapted: str, classes: int, repeats: int) -> dict[str, An
         "model": name,
         "adapted": adapted,
         "classes": classes,
-        "readout": "class_logits",
-        "batch": list(batch["input_ids"].shape),
-        "repeats": repeats,
-        "bar": BARS[adapted],
-        "median_seconds": {call: statistics.median(times) for call, times in seconds.items()},
-        "ratios": {call: paired_ratio(seconds, call, to) for call, to in over.items() if call != "passes"},
+        **found(fitted, batch, seconds, over, BARS[adapted]),
         "finalise_seconds": finalise_seconds(estimators["fit_exact"], batch),
         "posterior_bytes": {"kron": fitted.posterior.nbytes, "exact": exact.posterior.nbytes},
-        "weights": sum(shape.size for shape in fitted._covered.shapes),
+    }
+
+
+def found(
+    la: LaplaceLoRA, batch: dict[str, Tensor], seconds: dict[str, list[float]], over: dict[str, str], bar: float
+) -> dict[str, Any]:
+    """Sum up what was timed of one model."""
+    return {
+        "readout": la.readout.name,
+        "batch": list(batch["input_ids"].shape),
+        "repeats": len(seconds["passes"]),
+        "bar": bar,
+        "median_seconds": {call: statistics.median(times) for call, times in seconds.items()},
+        "ratios": {call: paired_ratio(seconds, call, to) for call, to in over.items() if call != "passes"},
+        "weights": sum(shape.size for shape in la._covered.shapes),
     }
 
 
@@ -143,15 +152,9 @@ def measure_options(name: str, adapted: str, options: int, repeats: int) -> dict
         "model": name,
         "adapted": adapted,
         "classes": options,
-        "readout": "option_scores",
-        "batch": list(batch["input_ids"].shape),
-        "repeats": repeats,
-        "bar": BARS[adapted],
-        "median_seconds": {call: statistics.median(times) for call, times in seconds.items()},
-        "ratios": {call: paired_ratio(seconds, call, "passes") for call in ("predict", "fit_exact")},
+        **found(fitted, batch, seconds, dict.fromkeys(("predict", "fit_exact"), "passes"), BARS[adapted]),
         "finalise_seconds": finalise_seconds(estimator, batch),
         "posterior_bytes": {"kron": fitted.posterior.nbytes},
-        "weights": sum(shape.size for shape in fitted._covered.shapes),
     }
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from common import write_results
-from kfac_conventions import TASKS, WHOLE, Rows, test_jacobians
+from kfac_conventions import TASKS, WHOLE, Rows, test_jacobians, trained
 from torch import Tensor
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
-from laplace_lora.demo.encoder import encoder_folder
-from laplace_lora.demo.training import batches, train_adapter
+from laplace_lora.demo.training import batches
 from laplace_lora.posterior import KroneckerPosterior, Posterior
 from laplace_lora.posterior.factor import SpectralFactor
 
@@ -61,20 +60,8 @@ def gamma(posterior: Posterior, delta: float) -> float:
 
 def measure(task: str, epochs: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train one adapter and compare all ranks on it, under every convention."""
-    make, classes = TASKS[task]
-    train, test = make(options.data_dir, options.examples)
-    model, tokenizer = train_adapter(
-        encoder_folder(),
-        train,
-        classes=classes,
-        rank=8,
-        epochs=epochs,
-        learning_rate=2e-3,
-        batch_size=16,
-        seed=0,
-        progress=False,
-    )
-
+    model, tokenizer, train, test = trained(task, epochs, options.data_dir, options.examples)
+    classes = TASKS[task][1]
     about = {"task": task, "classes": classes, "examples": options.examples, "epochs": epochs}
     return [
         about | {"kfac": kfac, **ranks(model, tokenizer, train, test, kfac, classes, options)} for kfac in options.kfac

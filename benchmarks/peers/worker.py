@@ -65,7 +65,8 @@ def raised(error: Exception) -> dict[str, str]:
 def measure_time(factory: Factory, model: nn.Module, reference: nn.Module, case: Case, options: Any) -> dict[str, Any]:
     """Time the calls in turn, each between two forward passes of the same batch.
 
-    A slow call drops out after fewer rounds. Every other round runs in reverse order.
+    Fit is of all training batches, divided by their number: every tool has work to do once per data set. A slow call
+    drops out after fewer rounds. Every other round runs in reverse order.
     """
     tool = factory(model)
     batch, inputs = case.test, inputs_of(case.test)
@@ -75,7 +76,8 @@ def measure_time(factory: Factory, model: nn.Module, reference: nn.Module, case:
             reference(**inputs)
 
     fitted = tool.fit([batch])
-    calls: dict[str, Callable[[], Any]] = {"fit": lambda: tool.fit([batch])}
+    calls: dict[str, Callable[[], Any]] = {"fit": lambda: tool.fit(case.train)}
+    batches = {"fit": len(case.train), "predict": 1}
     if not options.fit_only:
         calls["predict"] = lambda: tool.predict(fitted, batch)
     forward()
@@ -86,7 +88,7 @@ def measure_time(factory: Factory, model: nn.Module, reference: nn.Module, case:
     for repeat in range(max(rounds.values())):
         for name in list(calls) if repeat % 2 == 0 else list(reversed(calls)):
             if repeat < rounds[name]:
-                taken, after = _seconds(calls[name]), _seconds(forward)
+                taken, after = _seconds(calls[name]) / batches[name], _seconds(forward)
                 seconds[name]["call"].append(taken)
                 # The mean of both neighbours: a machine that drifts during a long call drifts on both sides of it.
                 seconds[name]["forward"].append((before + after) / 2)
