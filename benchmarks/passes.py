@@ -114,13 +114,13 @@ def measure(name: str, adapted: str, classes: int, repeats: int) -> dict[str, An
         "model": name,
         "adapted": adapted,
         "classes": classes,
-        **found(fitted, batch, seconds, over, BARS[adapted]),
+        **summed_up(fitted, batch, seconds, over, BARS[adapted]),
         "finalise_seconds": finalise_seconds(estimators["fit_exact"], batch),
         "posterior_bytes": {"kron": fitted.posterior.nbytes, "exact": exact.posterior.nbytes},
     }
 
 
-def found(
+def summed_up(
     la: LaplaceLoRA, batch: dict[str, Tensor], seconds: dict[str, list[float]], over: dict[str, str], bar: float
 ) -> dict[str, Any]:
     """Sum up what was timed of one model."""
@@ -152,7 +152,7 @@ def measure_options(name: str, adapted: str, options: int, repeats: int) -> dict
         "model": name,
         "adapted": adapted,
         "classes": options,
-        **found(fitted, batch, seconds, dict.fromkeys(("predict", "fit_exact"), "passes"), BARS[adapted]),
+        **summed_up(fitted, batch, seconds, dict.fromkeys(("predict", "fit_exact"), "passes"), BARS[adapted]),
         "finalise_seconds": finalise_seconds(estimator, batch),
         "posterior_bytes": {"kron": fitted.posterior.nbytes},
     }
