@@ -35,12 +35,12 @@ BASE = {"N": 64, "T": 64, "K": 4, "r": 8, "d": 128, "L": 4}
 # A rank below the default: factors wider than 64 are sketched, those of the base point included.
 BATCH, FACTOR_RANK = 8, 32
 SWEEPS = {
-    "N": (8, 24, 80, 240, 800),
-    "T": (4, 12, 40, 120, 400),
-    "K": (2, 4, 8, 16, 32, 64),
-    "r": (1, 3, 10, 30, 100),
-    "d": (32, 64, 128, 256, 512, 1024),
-    "L": (1, 2, 4, 8, 16, 32),
+    "N": (8, 80, 256, 800),
+    "T": (4, 40, 120, 400),
+    "K": (2, 6, 20, 64),
+    "r": (1, 10, 30, 100),
+    "d": (32, 128, 320, 1024),
+    "L": (1, 3, 10, 32),
 }
 #: The default posterior is varied in everything; the others where they grow differently. Whole factors at d = 1024
 #: are left out: their eigendecompositions would outlast the rest.
