@@ -36,7 +36,6 @@ def derived(rows: list[Row]) -> list[Row]:
 def label(row: Row) -> str:
     """Name a row."""
     extras = ["eager attention"] if row["attention"] == "eager" else []
-    extras += ["batches of 1"] if row["fitted_in_batches_of"] == 1 else []
     return ", ".join([f"{row['tool']} {row['variant']}", *extras])
 
 

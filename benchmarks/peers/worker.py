@@ -125,19 +125,10 @@ def measure_memory(factory: Factory, model: nn.Module, case: Case, step: str) ->
     return {"peak_bytes": high_water_mark() - before}
 
 
-def measure_covariance(
-    factory: Factory, model: nn.Module, case: Case, batch_size: int | None, out: Path
-) -> dict[str, int]:
+def measure_covariance(factory: Factory, model: nn.Module, case: Case, out: Path) -> dict[str, int]:
     """Fit the training data, write the covariance of the test batch's centred logits, count the stored bytes."""
-    train = case.train
-    if batch_size is not None:
-        train = [
-            {key: tensor[i : i + batch_size] for key, tensor in batch.items()}
-            for batch in train
-            for i in range(0, len(batch["labels"]), batch_size)
-        ]
     tool = factory(model)
-    fitted = tool.fit(train)
+    fitted = tool.fit(case.train)
     save_file({"covariance": centred(tool.covariance(fitted, case.test).detach())}, out)
     return {"stored_posterior_bytes": tool.stored_bytes(fitted)}
 
@@ -165,7 +156,6 @@ def main(factories: Mapping[str, Factory], probes: Mapping[str, Probe], packages
     parser.add_argument("--parameters", choices=["all", "lora"], default="all")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
     parser.add_argument("--fit-only", action="store_true")
-    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--slow-repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -185,7 +175,7 @@ def main(factories: Mapping[str, Factory], probes: Mapping[str, Probe], packages
             reference = model if options.attention == "sdpa" else read_model(options.folder, options.classes)
             result = measure_time(factories[options.variant], model, reference, case, options)
         elif options.step == "covariance":
-            result = measure_covariance(factories[options.variant], model, case, options.batch_size, options.out)
+            result = measure_covariance(factories[options.variant], model, case, options.out)
         else:
             result = measure_memory(factories[options.variant], model, case, options.step)
     except Exception as error:

@@ -82,7 +82,6 @@ def growth() -> str:
 
 def _variant(row: Any) -> str:
     extras = ["eager attention"] if row["attention"] == "eager" else []
-    extras += ["batches of 1"] if row["fitted_in_batches_of"] == 1 else []
     return ", ".join([row["variant"].replace("_", " "), *extras])
 
 
