@@ -79,6 +79,8 @@ class LaplaceLoRA:
     def _read_by(self, readout: Readout) -> None:
         """Settle the readout, and with it weight matrices and prior groups."""
         self._covers = Covered.by(readout, self._found, self.model, self.config)
+        # Names that are no groups are refused now, not after a pass over the data.
+        self._covers.groups.precisions(self.config.prior_precision)
 
     @property
     def readout(self) -> Readout:
