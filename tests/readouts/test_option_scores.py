@@ -305,7 +305,7 @@ def test_the_checked_sample_follows_from_the_data_alone(size: int, budget: int) 
     case, train = "llama-tokens", data()[0]
     readout, model = OptionScores("tokens"), model_of("llama-tokens")
     checks = [
-        fit(model, readout, batches(case, examples, n), train_check_bytes=budget)._check
+        fit(model, readout, batches(case, examples, n), train_check_bytes=budget)._state.check
         for examples, n in ((train, 7), (train[::-1], size))
     ]
     assert len(checks[0].labels) == (5 if budget > 17_000 else 4)
