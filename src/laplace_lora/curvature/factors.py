@@ -103,6 +103,29 @@ class WholeFactor(FactorSum):
         self.matrix = added(self.matrix, product)
 
 
+class LowRankFactor(FactorSum):
+    """A sum that keeps a few directions, and the exact trace beside them.
+
+    Attributes:
+        rank: Number of directions, below d.
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        """Start empty.
+
+        Args:
+            width: d.
+            rank: Number of directions, below d.
+        """
+        super().__init__(width)
+        self.rank = rank
+        self._trace: Tensor | None = None
+
+    def trace(self) -> float:
+        """See :meth:`FactorSum.trace`."""
+        return 0.0 if self._trace is None else float(self._trace)
+
+
 def added(total: Tensor | None, part: Tensor) -> Tensor:
     """Add to a float64 sum, in place.
 

@@ -10,23 +10,16 @@ rank of the sum is above k); and every batch takes a decomposition of its own.
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.factors import FactorSum, added, as_rows
+from laplace_lora.curvature.factors import FactorSum, LowRankFactor, added, as_rows
 
 
-class TruncatedFactor(FactorSum):
+class TruncatedFactor(LowRankFactor):
     """B (d, k) with B B^T near F: 8 d k bytes, and the exact trace."""
 
     def __init__(self, width: int, rank: int) -> None:
-        """Start empty.
-
-        Args:
-            width: d.
-            rank: k, below d.
-        """
-        super().__init__(width)
-        self.rank = rank
+        """Start empty; see :class:`LowRankFactor`."""
+        super().__init__(width, rank)
         self.root: Tensor | None = None
-        self._trace: Tensor | None = None
 
     def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
         """See :meth:`FactorSum.add`."""
@@ -48,10 +41,6 @@ class TruncatedFactor(FactorSum):
     def held(self) -> list[Tensor]:
         """See :attr:`FactorSum.held`."""
         return [tensor for tensor in (self.root, self._trace) if tensor is not None]
-
-    def trace(self) -> float:
-        """See :meth:`FactorSum.trace`."""
-        return 0.0 if self._trace is None else float(self._trace)
 
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`FactorSum.spectrum`: no tail."""

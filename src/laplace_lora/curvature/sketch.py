@@ -19,24 +19,17 @@ import functools
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.factors import FactorSum, added, as_rows
+from laplace_lora.curvature.factors import FactorSum, LowRankFactor, added, as_rows
 from laplace_lora.errors import LaplaceLoRAError
 
 
-class SketchedFactor(FactorSum):
+class SketchedFactor(LowRankFactor):
     """Y = F Omega and tr F: 8 d m bytes; Omega, 4 d m bytes in float32, is shared by all sums of a width."""
 
     def __init__(self, width: int, rank: int) -> None:
-        """Start empty.
-
-        Args:
-            width: d.
-            rank: m, below d.
-        """
-        super().__init__(width)
-        self.rank = rank
+        """Start empty; see :class:`LowRankFactor`."""
+        super().__init__(width, rank)
         self.products: Tensor | None = None
-        self._trace: Tensor | None = None
         self._dtype = torch.float32
 
     def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
@@ -87,10 +80,6 @@ class SketchedFactor(FactorSum):
     def held(self) -> list[Tensor]:
         """See :attr:`FactorSum.held`."""
         return [tensor for tensor in (self.products, self._trace) if tensor is not None]
-
-    def trace(self) -> float:
-        """See :meth:`FactorSum.trace`."""
-        return 0.0 if self._trace is None else float(self._trace)
 
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`FactorSum.spectrum`: Nystrom, the tail's tau on every direction."""
