@@ -16,7 +16,7 @@ from laplace_lora import LaplaceLoRA
 from laplace_lora.demo import DemoConfig
 from laplace_lora.demo.run import train_as_configured
 from laplace_lora.demo.training import batches
-from laplace_lora.evaluation.metrics import ece, ece_floor
+from laplace_lora.evaluation import Probabilities, score
 from laplace_lora.tasks import Review, make_splits
 
 
@@ -47,14 +47,9 @@ def measure(seed: int, sets: int, validations: list[int]) -> list[dict[str, Any]
     return results
 
 
-def _calibration(probabilities: Any, labels: Any) -> dict[str, float]:
-    return {
-        "n": len(labels),
-        "ece": ece(probabilities, labels),
-        "ece_floor": ece_floor(probabilities),
-        "confidence": float(probabilities.max(axis=1).mean()),
-        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-    }
+def _calibration(probabilities: Any, labels: Any) -> dict[str, float | None]:
+    scores = score(Probabilities(probabilities), labels).to_dict()
+    return {"n": len(labels)} | {name: scores[name] for name in ("ece", "ece_floor", "confidence", "accuracy")}
 
 
 def rows(reviews: list[Review]) -> list[dict[str, Any]]:

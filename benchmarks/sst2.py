@@ -11,7 +11,7 @@ from common import RESULTS, write_results
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.demo.encoder import encoder_folder
 from laplace_lora.demo.training import batches, train_adapter
-from laplace_lora.evaluation import compare
+from laplace_lora.evaluation import Probabilities, compare
 
 SETTINGS = {
     "interpolated": {"train": 200, "epochs": 20, "stop_early": False},
@@ -53,7 +53,11 @@ def measure(name: str, data: Path, validation: int, test: int, seed: int, struct
                     la.tune_prior("validation", batches(validation_rows, tokenizer, 32))
             predictive = la.predict_dataset(batches(test_rows, tokenizer, 32)).numpy()
             comparison = compare(
-                {"map": predictive["map_probabilities"], "laplace": predictive["probabilities"]}, labels
+                {
+                    "map": Probabilities(predictive["map_probabilities"]),
+                    "laplace": Probabilities(predictive["probabilities"]),
+                },
+                labels,
             )
             result[f"{structure}, {tuner}"] = {
                 **comparison.to_dict(),

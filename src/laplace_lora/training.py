@@ -30,12 +30,17 @@ class TrainingSettings:
         alpha: LoRA scale; the adapter's output is multiplied by alpha / r.
         dropout: Dropout before the adapter, a probability.
         target_modules: Names of the layers to adapt; PEFT's choice for the architecture if None.
-        epochs: Passes over the training data, at most.
-        learning_rate: Peak learning rate, after 6 % of warm-up; it falls linearly to 0.
+        epochs: Passes over the training data, at most; not used where ``steps`` is given.
+        steps: Steps of AdamW, at most.
+        save_every: Steps from one checkpoint to the next; an epoch if None.
+        learning_rate: Peak learning rate; it falls linearly to 0.
+        warmup: Share of the steps in which the learning rate rises to its peak.
         head_learning_rate: The same of the classification head, which starts from scratch; as the adapter's if None.
         weight_decay: Of AdamW.
+        epsilon: Of AdamW.
+        most_gradient: Norm that gradients are clipped to; 0 for no clipping.
         batch_size: Examples per step.
-        patience: Epochs without a lower validation loss after which training stops.
+        patience: Checkpoints without a lower validation loss after which training stops.
         seed: Of the head's and the adapter's start, dropout and the order of examples.
     """
 
@@ -44,9 +49,14 @@ class TrainingSettings:
     dropout: float = 0.0
     target_modules: tuple[str, ...] | None = None
     epochs: int = 10
+    steps: int | None = None
+    save_every: int | None = None
     learning_rate: float = 1e-3
+    warmup: float = 0.06
     head_learning_rate: float | None = None
     weight_decay: float = 0.0
+    epsilon: float = 1e-8
+    most_gradient: float = 1.0
     batch_size: int = 16
     patience: int = 2
     seed: int = 0
@@ -118,30 +128,34 @@ def fine_tune(
         model: From :func:`add_adapter`.
         tokenizer: Pads the rows.
         train: Token ids, attention mask and ``labels`` of every example.
-        validation: The same of held-out examples to stop early by: the epoch with the least loss on them is kept.
-            Without them the last epoch is.
+        validation: The same of held-out examples to stop early by: the checkpoint with the least loss on them is
+            kept. Without them the last one is.
         settings: Of AdamW.
         readout: What the likelihood is of; :class:`ClassLogits` if not given.
         collator: Makes a batch of rows; pads token ids if not given.
-        checkpoints: Folder to keep the adapter of every epoch in; none are kept if not given.
+        checkpoints: Folder to keep the adapter of every checkpoint in; none are kept if not given.
         progress: Whether to show a progress bar.
     """
     require_training()
     set_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch, quiet_transformers():
-        keep = checkpoints is not None
+        keep, every = checkpoints is not None, "epoch" if settings.save_every is None else "steps"
         arguments = TrainingArguments(
             output_dir=scratch,
             num_train_epochs=settings.epochs,
+            max_steps=settings.steps or -1,
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            warmup_steps=0.06,
+            warmup_steps=settings.warmup,
+            max_grad_norm=settings.most_gradient,
             lr_scheduler_type="linear",
             seed=settings.seed,
-            save_strategy="epoch" if validation or keep else "no",
+            save_strategy=every if validation or keep else "no",
+            save_steps=settings.save_every or 500,
+            eval_steps=settings.save_every,
             save_only_model=True,
-            eval_strategy="epoch" if validation else "no",
+            eval_strategy=every if validation else "no",
             load_best_model_at_end=bool(validation),
             metric_for_best_model="eval_loss" if validation else None,
             save_total_limit=None if keep else 1,
@@ -158,6 +172,7 @@ def fine_tune(
                 {"params": _trained(model, head=True), "lr": settings.head_learning_rate or settings.learning_rate},
             ],
             weight_decay=settings.weight_decay,
+            eps=settings.epsilon,
         )
         trainer = _Trainer(
             model=model,

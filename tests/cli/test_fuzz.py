@@ -32,7 +32,7 @@ from cli.mutations import spoilt_bytes, spoilt_json, spoilt_lines
 from laplace_lora.persistence.files import _document_digest, _file_digest
 
 PREDICTION = {"label", "confidence", "probabilities", "map_probabilities", "mutual_information"}
-EVALUATION = {"metrics.json", "predictions.jsonl", "report.html"}
+EVALUATION = {"metrics.json", "outputs.safetensors", "predictions.jsonl", "report.html"}
 
 
 def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -23,7 +23,7 @@ from cli.folders import (
     write_jsonl,
 )
 from laplace_lora import LaplaceLoRA, load_adapter
-from laplace_lora.evaluation import compare
+from laplace_lora.evaluation import compare, load_outputs
 
 VERBS = ("train", "fit", "evaluate", "predict", "info")
 
@@ -45,7 +45,7 @@ def _in_python(adapter: Path, texts: list[str], top_k: int | None = None) -> Any
 @pytest.mark.parametrize(
     ("verb", "parts"),
     [
-        ("train", ["--rank", "[default: 8;", "a probability", "[default: 0.001;", "--labels", "--patience", "TOKENS"]),
+        ("train", ["--rank", "[default: 8]", "a probability", "[default: 0.001]", "--labels", "--patience", "TOKENS"]),
         ("fit", ["--structure", "[default: kron]", "1 / weight^2", "[default: the adapter's folder]", "K-1 backward"]),
         ("evaluate", ["--ood", "[default: 16;", "[default: the adapter's folder]", "--validation"]),
         ("predict", ["--top-k", "[default: all]", "in nats", "standard input", "[default: auto]"]),
@@ -78,6 +78,7 @@ def test_fit_saves_beside_the_adapter_and_touches_nothing_else(folders: Folders,
         "max_length": 24,
         "padding_side": "right",
         "pair_template": None,
+        "chat": False,
     }
 
 
@@ -197,16 +198,23 @@ def test_predict_needs_no_labels_and_ignores_odd_ones(fitted: Path, tmp_path: Pa
 def test_evaluate(folders: Folders, fitted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     other = write_jsonl(tmp_path / "other.jsonl", [{"premise": "red", "hypothesis": "blue"}] * 5)
-    options = ["--validation", folders.train, "--ood", other, "--out", out]
+    labelled = write_jsonl(tmp_path / "labelled.jsonl", rows(7, 2, seed=3))
+    options = ["--validation", folders.train, "--ood", other, "--ood", labelled, "--out", out]
     result = run("evaluate", "--adapter", fitted, "--data", folders.test, *options)
     assert result.exit_code == 0, result.stderr
-    assert set(tree(out)) == {"metrics.json", "predictions.jsonl", "report.html"}
+    assert set(tree(out)) == {"metrics.json", "outputs.safetensors", "predictions.jsonl", "report.html"}
+    assert f"{folders.test}, n = 12\n" in result.stdout
     assert "judge Laplace" in result.stdout
+    assert f"{labelled}, n = 7\n" in result.stdout
     assert "NLL" in result.stdout or "log loss" in result.stdout
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"methods", "prior_precision", "temperature", "seconds", "settings", "versions", "ood"} <= set(metrics)
     assert set(metrics["methods"]) == {"map", "temperature", "laplace"}
     assert metrics["n"] == 12
+    assert metrics["data"] == {"file": str(folders.test), "rows": 12}
+    assert metrics["ood"][str(other)]["comparison"] is None
+    assert metrics["ood"][str(labelled)]["comparison"]["n"] == metrics["ood"][str(labelled)]["n"] == 7
+    assert set(load_outputs(out / "outputs.safetensors").ood) == {str(other), str(labelled)}
     assert set(metrics["seconds"]) == {"predict", "temperature"}
     assert metrics["settings"]["data"] == str(folders.test)
     found = _predictions(out / "predictions.jsonl")

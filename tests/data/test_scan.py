@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cli.folders import bert_tokenizer, llama_tokenizer, write_jsonl
-from laplace_lora.data import DataFile, Encoder, LabelReader, Row, RowFormat, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, Row, RowFormat, layout_of, scan
 from laplace_lora.data import scan as scan_function
 from laplace_lora.data.scan import Example
 from laplace_lora.errors import DataFileError
@@ -89,6 +89,32 @@ def test_padding_on_the_left(tmp_path: Path) -> None:
     tokenizer.pad_token = "</s>"
     batch = next(iter(Encoder(tokenizer, None, "left").batches(_file(tmp_path, ROWS), 2)))
     assert batch["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_that_ends_in_a_closing_token_keeps_it(side: str) -> None:
+    """What is read is that token; a long text loses what stands before it, and not its beginning."""
+    tokenizer = llama_tokenizer()
+    tokenizer.pad_token = "</s>"
+    texts = ["the film was good</s>", "the</s>", "a film was very very very bad and dull</s>"]
+    examples = [Example(line, text, None, None) for line, text in enumerate(texts, 1)]
+    encoder = Encoder(tokenizer, 5, side, layout=layout_of("answer_tokens"), continues=True)
+    batch = encoder.encode(examples, "f")
+    words = [tokenizer.convert_ids_to_tokens(ids[mask.bool()]) for ids, mask in _pairs(batch)]
+    assert words == [
+        ["the", "film", "was", "good", "</s>"],
+        ["the", "</s>"],
+        ["a", "film", "was", "very", "</s>"],
+    ]
+    assert encoder.truncated == 1
+    # Without the limit, and as the tokenizer itself has it.
+    free = Encoder(tokenizer, None, side, layout=layout_of("answer_tokens"), continues=True).encode(examples, "f")
+    for text, (ids, mask) in zip(texts, _pairs(free), strict=True):
+        assert ids[mask.bool()].tolist() == tokenizer(text)["input_ids"]
+
+
+def _pairs(batch: Any) -> Any:
+    return zip(batch["input_ids"], batch["attention_mask"], strict=True)
 
 
 def test_truncated_inputs_are_counted(tmp_path: Path) -> None:

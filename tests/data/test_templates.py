@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from laplace_lora.data import Row, RowFormat, row_format
+from laplace_lora.data.templates import close_template
 from laplace_lora.errors import DataFileError
 
 
@@ -168,3 +169,14 @@ def test_errors_of_a_row_name_it() -> None:
 def test_an_empty_second_template_is_refused() -> None:
     with pytest.raises(DataFileError, match="empty text"):
         RowFormat("{{ text }}", "").render(Row(1, {"text": "a"}), "f")
+
+
+def test_the_end_of_sequence_token_is_the_tokenizers() -> None:
+    asked = RowFormat("{{ question }}{{eos_token}}", " {{ choice }}{{ eos_token }}")
+    assert close_template(asked, r"</s>\1", "d") == RowFormat(r"{{ question }}</s>\1", r" {{ choice }}</s>\1")
+    assert close_template(asked, "", "d") == RowFormat("{{ question }}", " {{ choice }}")
+    plain = RowFormat("{{ question }}")
+    assert close_template(plain, None, "d") is plain
+    for token in (None, "{{"):
+        with pytest.raises(DataFileError, match=r"prompt of d ends in an end-of-sequence token, .*give --template\.$"):
+            close_template(asked, token, "d")

@@ -233,6 +233,7 @@ def test_the_table_calls_better_and_worse_by_the_metrics_own_direction():
     assert max(len(line) for line in table.splitlines()) <= 88
     assert f"{comparison.methods['laplace'].nll:.3f}" in table
     assert len(table.splitlines()) == 2 + len(METRICS)
+    assert table.startswith(f"n = {comparison.n} ")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])

@@ -7,9 +7,11 @@ import pytest
 from scipy import stats
 
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.evaluation import DataSet
 from laplace_lora.evaluation.figures import Measure, figures_table, measure, written
 from laplace_lora.evaluation.plain_report import plain_report
 from laplace_lora.evaluation.regression import DESCRIPTIONS, coverage_curve, gaussian_measures, half_width
+from laplace_lora.evaluation.side_by_side import OWN_SPLIT_NOTE
 
 
 def _draws(count: int = 400, inflate: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,3 +85,15 @@ def test_numbers_are_written_short() -> None:
     assert written(figures.methods["map"]["a"]).startswith("0.000123 [")
     assert written(figures.methods["map"]["b"]) == "12.346"
     assert written(None) == ""
+
+
+def test_tables_say_split_and_n_and_mark_an_own_split() -> None:
+    figures = measure({"map": gaussian_measures(*_draws(50))})
+    assert figures_table(figures, DESCRIPTIONS).startswith("n = 50 ")
+    own, published = DataSet("made_up, test", 50, own_split=True), DataSet("<b>, test", 50)
+    marked = plain_report(figures, DESCRIPTIONS, title="t", subtitle="s", data=own)
+    assert "made_up, test (own split): 50 examples" in marked
+    assert marked.count(OWN_SPLIT_NOTE) == 1
+    plain = plain_report(figures, DESCRIPTIONS, title="t", subtitle="s", data=published)
+    assert "&lt;b&gt;, test: 50 examples" in plain
+    assert "own split" not in plain

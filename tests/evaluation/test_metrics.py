@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.evaluation import metrics
+from laplace_lora.evaluation import Logits, metrics
 
 
 def random_predictions(n=400, classes=3, seed=0):
@@ -85,6 +85,9 @@ def test_reliability_holds_the_same_numbers():
     assert np.isnan(diagram.accuracy[~full]).all()
     gap = (diagram.counts * np.abs(diagram.accuracy - diagram.confidence))[full].sum() / 400
     assert gap == pytest.approx(metrics.ece(probabilities, labels))
+    assert diagram.ece == pytest.approx(ece_by_loop(probabilities, labels, 15))
+    hits = (probabilities.argmax(1) == labels).astype(float)
+    assert metrics.binned(probabilities.max(1), hits).ece == diagram.ece
 
 
 def test_the_floor_is_the_mean_ece_of_a_calibrated_model():
@@ -147,13 +150,13 @@ def test_an_impossible_label_costs_infinity():
 
 def test_softmax():
     logits = np.array([[1000.0, 1000.0, -1000.0], [0.0, math.log(3.0), -math.inf]])
-    np.testing.assert_allclose(metrics.softmax(logits), [[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(metrics.softmax(Logits(logits)).values, [[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]], atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("probabilities", "message"),
     [
-        ([[0.5, 0.5], [2.0, -1.0]], "row 1 .* softmax"),
+        ([[0.5, 0.5], [2.0, -1.0]], r"row 1 .* pass Logits\(array\)\.softmax\(\)\.$"),
         ([[0.2, 0.2]], "row 0"),
         ([[math.nan, 1.0]], "row 0"),
         ([0.5, 0.5], "shape"),
@@ -179,6 +182,6 @@ def test_kl_refuses_other_shapes():
 
 
 def test_float32_and_half_precision_rows_are_accepted():
-    rows = metrics.softmax(np.random.default_rng(0).normal(size=(50, 5)))
+    rows = metrics.softmax(Logits(np.random.default_rng(0).normal(size=(50, 5)))).values
     assert metrics.accuracy(rows.astype(np.float32), rows.argmax(1)) == 1.0
     assert metrics.accuracy(rows.astype(np.float16), rows.argmax(1)) > 0.9

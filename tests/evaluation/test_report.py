@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.made_up import example, sharpened
 from laplace_lora.errors import LaplaceLoRAError, MissingExtraError
-from laplace_lora.evaluation import Predictions, compare, ood_scores, write_picture, write_report
+from laplace_lora.evaluation import DataSet, Predictions, compare, lines_of, ood_scores, write_picture, write_report
 from laplace_lora.evaluation.examples import confidently_wrong, most_uncertain
 from laplace_lora.evaluation.report import render
 from laplace_lora.evaluation.selective import risk_coverage
@@ -86,6 +86,7 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given():
         subtitle="<i>",
         footer="$x",
         out_of_distribution={evil: ood_scores(methods, methods, resamples=5)},
+        data_sets=lines_of(DataSet(evil, 6, own_split=True), compared(p)),
         details=[(evil, evil), ("prior", {"a": 1.5})],
     )
     words = checked(page)
@@ -101,12 +102,16 @@ def test_the_page_needs_nothing_but_itself_and_escapes_what_it_is_given():
 def test_write_report_leaves_one_readable_file(tmp_path):
     p = predictions()
     comparison = compared(p)
-    path = write_report(tmp_path / "new" / "report.html", comparison, p, details=[("seconds", 1.5)])
+    lines = lines_of(DataSet("made_up, test", 6, own_split=True), comparison)
+    path = write_report(tmp_path / "new" / "report.html", comparison, p, data_sets=lines, details=[("seconds", 1.5)])
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
     assert path.stat().st_mode & 0o044 == 0o044
     page = path.read_text(encoding="utf-8")
     assert verdict_parts(comparison).headline in page
     assert "seconds" in page
+    assert "<h3>By data set</h3>" in page
+    assert "made_up, test (own split)" in page
+    assert "By data set" not in render(comparison, p)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10])

@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from laplace_lora import LaplaceLoRAError
+from laplace_lora.evaluation import Logits
 from laplace_lora.methods import fit_temperature
 from laplace_lora.methods.temperature import COLDEST, HOTTEST
 
@@ -21,30 +22,39 @@ def test_against_a_minimiser(classes: int, true: float) -> None:
         return float(-log_softmax(logits / np.exp(log_t), axis=1)[np.arange(300), labels].mean())
 
     best = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded", options={"xatol": 1e-12})
-    found = fit_temperature(logits, labels)
+    found = fit_temperature(Logits(logits), labels)
     assert loss(np.log(found)) <= best.fun + 1e-12
     assert found == pytest.approx(np.exp(best.x), rel=1e-5)
     # The shift of a row and the scale of all logits do not matter, but for T itself.
     shifted = logits + generator.standard_normal((300, 1))
-    assert fit_temperature(shifted, labels) == pytest.approx(found, rel=1e-9)
-    assert fit_temperature(2.0 * logits, labels) == pytest.approx(2.0 * found, rel=1e-9)
+    assert fit_temperature(Logits(shifted), labels) == pytest.approx(found, rel=1e-9)
+    assert fit_temperature(Logits(2.0 * logits), labels) == pytest.approx(2.0 * found, rel=1e-9)
 
 
 def test_where_there_is_no_minimum() -> None:
-    logits = np.array([[2.0, 0.0], [0.0, 1.0]])
+    logits = Logits(np.array([[2.0, 0.0], [0.0, 1.0]]))
     assert fit_temperature(logits, np.array([0, 1])) == COLDEST
     assert fit_temperature(logits, np.array([1, 0])) == HOTTEST
 
 
 def test_large_logits_do_not_overflow() -> None:
-    logits = np.array([[4e4, 0.0], [4e4, 0.0], [0.0, 4e4]])
+    logits = Logits(np.array([[4e4, 0.0], [4e4, 0.0], [0.0, 4e4]]))
     assert fit_temperature(logits, np.array([0, 1, 1])) == HOTTEST
 
 
-@pytest.mark.parametrize(("logits", "labels"), [
-    (np.zeros((0, 2)), np.zeros(0, int)), (np.zeros((3, 2)), np.zeros(2, int)),
-    (np.full((1, 2), np.nan), np.zeros(1, int)),
-])  # fmt: skip
-def test_refusals(logits: np.ndarray, labels: np.ndarray) -> None:
-    with pytest.raises(LaplaceLoRAError, match=r"give one row of logits and one class index per example\.$"):
-        fit_temperature(logits, labels)
+def test_absent_options_take_no_part() -> None:
+    generator = np.random.default_rng(3)
+    logits, labels = 3.0 * generator.standard_normal((200, 3)), generator.integers(0, 3, 200)
+    wide = np.concatenate([logits, np.full((200, 2), -np.inf)], axis=1)
+    assert fit_temperature(Logits(wide), labels) == pytest.approx(fit_temperature(Logits(logits), labels), rel=1e-12)
+    with pytest.raises(LaplaceLoRAError, match=r"lacks .* mend the labels\.$"):
+        fit_temperature(Logits(wide), np.full(200, 4))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [([0, 1], "give one label for each of the 3 rows"), ([0, 1, 2], r"lie in 0 \.\. 1"), ([0.0, 1.0, 1.0], "integers")],
+)
+def test_refusals(labels: list[int], message: str) -> None:
+    with pytest.raises(LaplaceLoRAError, match=message):
+        fit_temperature(Logits(np.zeros((3, 2))), labels)

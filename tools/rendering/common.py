@@ -29,24 +29,6 @@ def origin(document: Any) -> str:
     return f"`{document['command']}`; {where}{cores}, Python {machine['python']}, {versions}."
 
 
-def score_cells(scores: Any) -> list[str]:
-    """Write accuracy, NLL, ECE and its floor."""
-    # JSON holds null for a log loss that is infinite.
-    return ["∞" if scores[key] is None else f"{scores[key]:.3f}" for key in ("accuracy", "nll", "ece", "ece_floor")]
-
-
-def cell(value: float | None) -> str:
-    """Write a number that may be missing."""
-    return "n/a" if value is None else f"{value:.3f}"
-
-
-def interval(value: Any) -> str:
-    """Write an estimate with its interval."""
-    if value["low"] is None:
-        return cell(value["estimate"])
-    return f"{value['estimate']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
-
-
 def ratio(value: Any) -> str:
     """Write a median ratio with its quartiles."""
     return f"{value['median']:.3f} [{value['lower_quartile']:.3f}, {value['upper_quartile']:.3f}]"

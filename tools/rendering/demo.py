@@ -15,6 +15,7 @@ def demo_seeds() -> str:
         rows.append(
             [
                 str(seed["seed"]),
+                str(seed["n"]),
                 f"{seed['train_accuracy']:.3f}",
                 f"{before['accuracy']:.3f} → {after['accuracy']:.3f}",
                 _change(before["nll"], after["nll"], difference["nll"]),
@@ -24,7 +25,17 @@ def demo_seeds() -> str:
                 "all met" if not missed else "missed: " + ", ".join(missed),
             ]
         )
-    head = ["seed", "train accuracy", "accuracy", "NLL", "KL to the truth", "ECE", "ECE floor", "bars"]
+    head = [
+        "seed",
+        "test sentences",
+        "train accuracy",
+        "accuracy",
+        "NLL",
+        "KL to the truth",
+        "ECE",
+        "ECE floor",
+        "bars",
+    ]
     bars = "\n".join(f"{i + 1}. {bar}" for i, bar in enumerate(document["bars"]))
     return f"{table(head, rows)}\n\nBars, per seed:\n\n{bars}\n\nMade by {origin(document)}"
 
@@ -80,7 +91,7 @@ def demo_readme() -> str:
         3,
         ["  its floor: a perfectly calibrated model's", f"{before['ece_floor']:.3f}", f"{after['ece_floor']:.3f}", ""],
     )
-    return table(["", "trained adapter (MAP)", "Laplace", "difference [95 % interval]"], rows)
+    return table([f"test, n = {seed['n']}", "trained adapter (MAP)", "Laplace", "difference [95 % interval]"], rows)
 
 
 def _change(before: float, after: float, difference: Any) -> str:

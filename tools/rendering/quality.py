@@ -1,9 +1,21 @@
 """Tables of posteriors and predictions: Kronecker conventions, real data, the command line, ways of reading."""
 
+import dataclasses
 import json
 from typing import Any
 
-from rendering.common import cell, interval, load, origin, score_cells, table
+from laplace_lora.evaluation import DataSet, Line, lines_of, markdown_table
+from laplace_lora.tasks import find_task
+from laplace_lora.tasks.folder import official_split
+from rendering.common import load, origin, table
+
+FIGURES = ("accuracy", "nll", "ece", "ece_floor")
+
+
+def data_set(task: str, n: int) -> DataSet:
+    """Name the first n rows of a task's test file, as the benchmarks take them."""
+    own = official_split(find_task(task), "test", n) is None
+    return DataSet.of({"task": task, "split": "test", "own_split": own}, n)
 
 
 def kfac_summary() -> str:
@@ -45,34 +57,26 @@ def kfac_each() -> str:
 def sst2() -> str:
     """MAP and Laplace on SST-2."""
     document = load("sst2")
-    rows = []
+    lines: list[Line] = []
     for result in document["results"]:
-        start = [result["setting"], str(result["train"]), str(result["seed"]), f"{result['train_accuracy']:.3f}"]
-        first = True
-        for key, value in result.items():
-            if not isinstance(value, dict):
-                continue
-            if first:
-                scores = value["methods"]["map"]
-                rows.append([*start, "MAP", "", *score_cells(scores), ""])
-                first = False
-            scores = value["methods"]["laplace"]
-            warned = "warned" if value["warned"] else ""
-            rows.append(["", "", "", "", key, f"{value['prior_precision']:.3g}", *score_cells(scores), warned])
-    head = [
-        "setting",
-        "N",
-        "seed",
-        "train accuracy",
-        "method",
-        "prior precision",
-        "accuracy",
-        "NLL",
-        "ECE",
-        "ECE floor",
-        "evidence check",
-    ]
-    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+        data = data_set("sst2", result["test"])
+        start = {
+            "setting": result["setting"],
+            "N": str(result["train"]),
+            "seed": str(result["seed"]),
+            "train accuracy": f"{result['train_accuracy']:.3f}",
+        }
+        runs = {name: value for name, value in result.items() if isinstance(value, dict)}
+        lines += lines_of(data, next(iter(runs.values())), methods=["map"], more=start)
+        for name, value in runs.items():
+            more = start | {
+                "prior precision": f"{value['prior_precision']:.3g}",
+                "evidence check": "warned" if value["warned"] else "",
+            }
+            (line,) = lines_of(data, value, methods=["laplace"], more=more)
+            lines.append(dataclasses.replace(line, method=name))
+    columns = ("setting", "N", "seed", "train accuracy", "set", "n", "method", "prior precision", *FIGURES)
+    return f"{markdown_table(lines, (*columns, 'evidence check'))}\n\nMade by {origin(document)}"
 
 
 def sketch_ranks() -> str:
@@ -123,23 +127,12 @@ def _range(values: list[float]) -> str:
 def command_line() -> str:
     """The verbs on real data: every method, and the differences to the trained adapter."""
     document = load("command_line")
-    rows = []
+    lines: list[Line] = []
     for result in document["results"]:
-        start = [result["task"], result["training"], str(result["n"])]
-        for method, scores in result["methods"].items():
-            change = result["differences"].get(method, {}).get("nll")
-            rows.append(
-                [
-                    *(start if method == "map" else ["", "", ""]),
-                    {"map": "MAP", "temperature": "temperature", "laplace": "Laplace"}[method],
-                    *score_cells(scores),
-                    cell(scores["auroc"]),
-                    f"{scores['aurc']:.3f}",
-                    "" if change is None else interval(change),
-                ]
-            )
-    head = ["task", "training", "n", "method", "accuracy", "NLL", "ECE", "ECE floor", "AUROC", "AURC", "NLL less MAP's"]
-    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+        data = data_set(result["task"], result["n"])
+        lines += lines_of(data, result, more={"training": result["training"]})
+    columns = ("set", "training", "n", "method", *FIGURES, "auroc", "aurc", "difference")
+    return f"{markdown_table(lines, columns)}\n\nMade by {origin(document)}"
 
 
 def command_line_each() -> str:
@@ -158,20 +151,12 @@ def _session(heading: str, result: Any, more: str = "") -> str:
 def breadth() -> str:
     """One row per way of reading and method."""
     document = load("breadth")
-    rows = []
+    lines: list[Line] = []
     for result in document["results"]:
-        start = [result["case"], str(result["n"])]
-        for name, scores in result["methods"].items():
-            rows.append(
-                [
-                    *start,
-                    {"map": "MAP", "laplace": "Laplace"}[name],
-                    *(_figure(scores, metric) for metric in ("accuracy", "nll", "ece", "rmse", "coverage_95")),
-                ]
-            )
-            start = ["", ""]
-    head = ["case", "n", "method", "accuracy", "NLL", "ECE", "RMSE", "in the 95 % interval"]
-    return table(head, rows) + f"\n\nMade by {origin(document)}"
+        task, reading = result["case"].split(", ", 1)
+        lines += lines_of(data_set(task, result["n"]), result, more={"read by": reading})
+    columns = ("read by", "set", "n", "method", "accuracy", "nll", "ece", "rmse", "coverage_95")
+    return markdown_table(lines, columns) + f"\n\nMade by {origin(document)}"
 
 
 def breadth_each() -> str:
@@ -181,11 +166,6 @@ def breadth_each() -> str:
         prediction = json.dumps(_rounded(result["first_prediction"]), ensure_ascii=False)
         parts.append(_session(result["case"], result, f"The first prediction: `{prediction}`. "))
     return "\n\n".join(parts)
-
-
-def _figure(scores: Any, metric: str) -> str:
-    value = scores.get(metric)
-    return "" if value is None else f"{value:.3f}"
 
 
 def _rounded(value: Any) -> Any:

@@ -6,6 +6,8 @@ import typer
 
 from laplace_lora.cli import verbs
 from laplace_lora.cli.demo import demo
+from laplace_lora.cli.tasks import tasks_app
+from laplace_lora.cli.train import train
 from laplace_lora.errors import LaplaceLoRAError
 
 app = typer.Typer(
@@ -23,8 +25,9 @@ def _verbs() -> None:
     """Calibrated uncertainty for LoRA-tuned language models."""
 
 
-for _verb in (demo, verbs.train, verbs.fit, verbs.evaluate, verbs.predict, verbs.info):
+for _verb in (demo, train, verbs.fit, verbs.evaluate, verbs.predict, verbs.info):
     app.command()(_verb)
+app.add_typer(tasks_app, name="tasks")
 
 
 def main() -> None:

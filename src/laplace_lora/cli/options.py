@@ -1,7 +1,7 @@
 """Options that several verbs share, with the words of their help."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,13 +39,32 @@ Posterior = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars and no messages but warnings.")]
 JsonLog = Annotated[bool, typer.Option("--json-log", help="Messages as JSON, one object per line; no progress bars.")]
-DataFile = Annotated[
-    Path,
+Data = Annotated[
+    str,
     typer.Option(
         help="JSONL or CSV: text | premise, hypothesis | question, choices | passage, question; label. Preferences: "
-        "chosen, rejected, perhaps prompt. Texts: prompt, completion."
+        "chosen, rejected, perhaps prompt. Texts: prompt, completion. Or a known task (see laplace-lora tasks), "
+        "perhaps with a split: openbookqa:validation, openbookqa:train[:80%].",
+        metavar="FILE|TASK",
     ),
 ]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with copies of tasks: TASK/train.jsonl and so on, or the hub's own repositories.  [default: the "
+        "hub, through datasets]",
+        metavar="DIR",
+    ),
+]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose prompts of a task a language model is asked: paper (its text), paper-code (its authors' code) or "
+        "successors.  [default: as the preset, or paper]",
+        metavar="WHOSE",
+    ),
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Put every prompt into the tokenizer's chat template.")]
 ReadoutName = Annotated[
     str | None,
     typer.Option(
@@ -76,6 +95,27 @@ Quantization = Annotated[
         metavar="HOW",
     ),
 ]
+
+
+#: Stands for the split that a task's figures are measured on.
+EVALUATION = "evaluation"
+
+
+def source(text: str | None, default: str | None, data_dir: Path | None, prompts: str | None = None) -> Any:
+    """Find out what somebody names as data.
+
+    Args:
+        text: A file or a task, or None.
+        default: Split of a task that is named without one.
+        data_dir: Holds copies of tasks.
+        prompts: Whose prompts.
+
+    Returns:
+        The file or the task's rows; None for None.
+    """
+    from laplace_lora.commands.sources import open_source  # --help must not wait for torch
+
+    return None if text is None else open_source(text, default, data_dir, prompts)
 
 
 def split_names(labels: str | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""The verbs that work on people's own adapters: options in, settings out, and the work elsewhere."""
+"""The verbs that work on trained adapters: options in, settings out, and the work elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,85 +14,18 @@ if TYPE_CHECKING:
 # Everything heavy is imported inside the verbs: --help must not wait for torch.
 
 
-def train(
-    model: Annotated[str, typer.Option(help="Folder or hub id of the base model.", metavar="DIR")],
-    data: options.DataFile,
-    out: Annotated[Path, typer.Option(help="New folder for the adapter and its checkpoints.")],
-    validation: Annotated[
-        Path | None, typer.Option(help="Held-out data, labelled: the epoch with the least loss on it is kept.")
-    ] = None,
-    readout: options.ReadoutName = None,
-    answers: options.Answers = None,
-    normalise: options.Normalise = None,
-    labels: options.Labels = None,
-    template: options.Template = None,
-    max_length: options.MaxLength = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the base on the hub.")] = None,
-    quantization: options.Quantization = None,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank r.")] = 8,
-    alpha: Annotated[int, typer.Option(min=1, help="LoRA scale: the adapter's output is times alpha / r.")] = 16,
-    dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Dropout before the adapter, a probability.")] = 0.0,
-    target_modules: Annotated[
-        str | None,
-        typer.Option(help="Layers to adapt: query,value.  [default: PEFT's choice]", metavar="A,B,C"),
-    ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 10,
-    learning_rate: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="Peak rate of AdamW, with linear decay.")
-    ] = 1e-3,
-    head_learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, max=10.0, help="The same of the new head.  [default: as --learning-rate]")
-    ] = None,
-    weight_decay: Annotated[float, typer.Option(min=0.0, max=10.0, help="Of AdamW.")] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per step.", metavar="ROWS")] = 16,
-    patience: Annotated[int, typer.Option(min=1, help="Epochs without less validation loss before stopping.")] = 2,
-    seed: Annotated[int, typer.Option(min=0, help="Of the start, dropout and the order of rows.")] = 0,
-    quiet: options.Quiet = False,
-    json_log: options.JsonLog = False,
-) -> None:
-    """Fine-tune a LoRA adapter: classes, choices, answers, preferences, numbers or texts; a checkpoint per epoch."""
-    with session(quiet, json_log) as console:
-        from laplace_lora import commands
-        from laplace_lora.training import TrainingSettings
-
-        settings = TrainingSettings(
-            rank=rank,
-            alpha=alpha,
-            dropout=dropout,
-            target_modules=options.split_names(target_modules),
-            epochs=epochs,
-            learning_rate=learning_rate,
-            head_learning_rate=head_learning_rate,
-            weight_decay=weight_decay,
-            batch_size=batch_size,
-            patience=patience,
-            seed=seed,
-        )
-        names = options.split_names(labels)
-        commands.train(
-            commands.TrainConfig(
-                model,
-                data,
-                out,
-                validation,
-                names,
-                template,
-                max_length,
-                revision,
-                settings,
-                commands.ReadoutWish(readout, options.split_names(answers), normalise),
-                quantization,
-            ),
-            console,
-        )
-
-
 def fit(
     adapter: options.Adapter,
-    data: options.DataFile,
+    data: options.Data,
     validation: Annotated[
-        Path | None, typer.Option(help="Held-out data, labelled, to choose the prior precision on.")
+        str | None,
+        typer.Option(
+            help="Held-out rows, labelled, to choose the prior precision on: a file, or as TASK:train[80%:].",
+            metavar="FILE|TASK:SPLIT",
+        ),
     ] = None,
+    data_dir: options.DataDir = None,
+    prompts: options.Prompts = None,
     readout: options.ReadoutName = None,
     answers: options.Answers = None,
     normalise: options.Normalise = None,
@@ -100,6 +33,7 @@ def fit(
     revision: options.Revision = None,
     labels: options.Labels = None,
     template: options.Template = None,
+    chat: options.Chat = False,
     max_length: options.MaxLength = None,
     batch_size: options.BatchSize = 16,
     device: options.Device = "auto",
@@ -146,10 +80,11 @@ def fit(
         commands.fit(
             commands.FitConfig(
                 source=_source(adapter, base, revision, dtype, device, quantization),
-                data=data,
-                validation=validation,
+                data=options.source(data, "train", data_dir, prompts),
+                validation=options.source(validation, None, data_dir, prompts),
                 label_names=options.split_names(labels),
                 template=template,
+                chat=chat,
                 max_length=max_length,
                 batch_size=batch_size,
                 prior=_prior(prior),
@@ -163,14 +98,24 @@ def fit(
 
 def evaluate(
     adapter: options.Adapter,
-    data: options.DataFile,
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, predictions.jsonl and report.html.")],
     validation: Annotated[
-        Path | None, typer.Option(help="Held-out data, labelled: adds temperature scaling, chosen on it.")
+        str | None,
+        typer.Option(
+            help="Held-out rows, labelled: adds temperature scaling, chosen on them. A file, or as TASK:train[80%:].",
+            metavar="FILE|TASK:SPLIT",
+        ),
     ] = None,
     ood: Annotated[
-        Path | None, typer.Option(help="Data of another kind (labels ignored): how well is it told apart?")
+        list[str] | None,
+        typer.Option(
+            help="Data of another kind: how well is it told apart, and, where it is labelled, predicted? May be "
+            "repeated.",
+            metavar="FILE|TASK",
+        ),
     ] = None,
+    data_dir: options.DataDir = None,
     posterior: options.Posterior = None,
     base: options.Base = None,
     revision: options.Revision = None,
@@ -191,7 +136,17 @@ def evaluate(
 
         source = _source(adapter, base, revision, dtype, device, quantization)
         found = commands.evaluate(
-            commands.EvaluateConfig(source, data, out, posterior, validation, ood, batch_size, samples), console
+            commands.EvaluateConfig(
+                source,
+                options.source(data, options.EVALUATION, data_dir),
+                out,
+                posterior,
+                options.source(validation, None, data_dir),
+                tuple(options.source(name, options.EVALUATION, data_dir) for name in ood or ()),
+                batch_size,
+                samples,
+            ),
+            console,
         )
         if json_log:
             console.say("metrics", "metrics", **found.comparison.to_dict())

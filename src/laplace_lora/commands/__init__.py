@@ -7,7 +7,9 @@ from laplace_lora.commands.info import info
 from laplace_lora.commands.predict import PredictConfig, predict
 from laplace_lora.commands.readout_choice import ReadoutWish
 from laplace_lora.commands.settings import AdapterSource
-from laplace_lora.commands.train import TrainConfig, train
+from laplace_lora.commands.sources import names_task
+from laplace_lora.commands.train import TrainConfig, dry_run, train
+from laplace_lora.presets import preset_or_none, training_settings
 
 __all__ = [
     "AdapterSource",
@@ -17,9 +19,13 @@ __all__ = [
     "PredictConfig",
     "ReadoutWish",
     "TrainConfig",
+    "dry_run",
     "evaluate",
     "fit",
     "info",
+    "names_task",
     "predict",
+    "preset_or_none",
     "train",
+    "training_settings",
 ]

@@ -1,6 +1,7 @@
 """``laplace-lora evaluate``: the trained adapter and the posterior on labelled data."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.evaluate_classes import evaluate_classes
@@ -8,7 +9,7 @@ from laplace_lora.commands.evaluate_real import evaluate_real
 from laplace_lora.commands.evaluate_texts import evaluate_texts
 from laplace_lora.commands.prepared import EvaluateConfig, Prepared
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.evaluation import Comparison, OutOfDistribution, terminal_table, verdict
+from laplace_lora.evaluation import Comparison, OutOfDistribution
 from laplace_lora.evaluation.figures import Figures
 
 __all__ = ["EvaluateConfig", "Evaluation", "evaluate"]
@@ -20,13 +21,13 @@ class Evaluation:
 
     Attributes:
         comparison: All methods' metrics.
-        ood: Detection of other data, or None.
-        text: Verdict and table for a terminal.
+        text: What the figures are from, verdict and tables for a terminal.
+        ood: Detection of other data, by their name.
     """
 
     comparison: Comparison | Figures
-    ood: OutOfDistribution | None
     text: str
+    ood: Mapping[str, OutOfDistribution] = dataclasses.field(default_factory=dict)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
@@ -44,10 +45,10 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     _refuse_unused(config, likelihood)
     if likelihood in ("gaussian", "tokens"):
         figures, text = evaluate_texts(ready) if likelihood == "tokens" else evaluate_real(ready)
-        found = Evaluation(figures, None, text)
+        found = Evaluation(figures, f"{ready.heading}\n\n{text}")
     else:
-        comparison, ood = evaluate_classes(ready)
-        found = Evaluation(comparison, ood, f"{verdict(comparison)}\n\n{terminal_table(comparison)}")
+        classes = evaluate_classes(ready)
+        found = Evaluation(classes.comparison, f"{ready.heading}\n\n{classes.text}", classes.ood)
     console.say("saved", f"report in {config.out / 'report.html'}", out=str(config.out))
     return found
 
@@ -55,7 +56,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 def _refuse_unused(config: EvaluateConfig, likelihood: str) -> None:
     if config.samples is not None and likelihood != "tokens":
         raise LaplaceLoRAError("--samples is for the tokens of texts (next-token); leave it out.")
-    for option, value in (("--validation", config.validation), ("--ood", config.ood)):
+    for option, value in (("--validation", config.validation), ("--ood", config.ood or None)):
         if value is not None and likelihood in ("gaussian", "tokens"):
             raise LaplaceLoRAError(
                 f"{option} is for predictions of classes, which this adapter does not make; leave it out."

@@ -10,93 +10,138 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from laplace_lora.commands.evaluate_outside import Outside, evaluate_outside, require_different, scan_outside
 from laplace_lora.commands.inputs import warn_of_cuts
+from laplace_lora.commands.methods import labels_of, methods_of, outputs_of
 from laplace_lora.commands.output import whole_files
-from laplace_lora.commands.prepared import Prepared, write_json, write_lines
+from laplace_lora.commands.prepared import Prepared, described, origin, write_json, write_lines
 from laplace_lora.commands.records import records
 from laplace_lora.commands.watched import Watched
-from laplace_lora.data import RowFormat, open_rows
-from laplace_lora.data.scan import Example
+from laplace_lora.data import DataFile
 from laplace_lora.evaluation import (
+    OUTPUTS_FILE,
     Comparison,
+    Line,
+    Logits,
     OutOfDistribution,
     Predictions,
+    Probabilities,
     compare,
-    ood_scores,
+    lines_of,
+    save_outputs,
+    terminal_side_by_side,
+    terminal_table,
+    verdict,
     write_report,
 )
-from laplace_lora.evaluation.metrics import softmax
+from laplace_lora.evaluation.metrics import IntArray
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.methods import fit_temperature
-from laplace_lora.persistence import InputFormat
 from laplace_lora.predictive import Predictive
 from laplace_lora.readouts import split_labels
 
 
-def evaluate_classes(ready: Prepared) -> tuple[Comparison, OutOfDistribution | None]:
+def evaluate_classes(ready: Prepared) -> "ClassFigures":
     """Measure the trained adapter, a temperature and the posterior on labelled data, and write a report.
 
     Args:
         ready: Adapter, posterior and data.
 
     Returns:
-        The figures, and how well other data are told apart.
+        The figures, also on data of other kinds.
     """
-    config, opened, la, form = ready.config, ready.opened, ready.la, ready.form
-    validation = None if config.validation is None else opened.scan(config.validation, form, "required")
-    ood = None if config.ood is None else opened.scan(config.ood, _other_format(config.ood, form), "ignored")
+    config, opened = ready.config, ready.opened
+    require_different(config.ood)
+    validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")
+    others = [scan_outside(ready, source) for source in config.ood]
     inside, seconds = ready.evaluated()
     temperature = None
     if validation is not None:
         start = time.perf_counter()
-        held_out = Watched(ready.encoder.batches(validation, config.batch_size), la)
-        temperature = _temperature(la, held_out, ready.console.progress)
+        held_out = Watched(ready.encoder.batches(validation, config.batch_size), ready.la)
+        temperature = _temperature(ready.la, held_out, ready.console.progress)
         held_out.warn(ready.console, config.validation, "the temperature chosen on them is too low")
         seconds["temperature"] = time.perf_counter() - start
-    outside = None if ood is None else ready.predict(ready.encoder.batches(ood, config.batch_size), "ood")
-    # Of pairs, the first text is the preferred one.
-    examples = [e if e.label is not None else e._replace(label=0) for e in ready.data]
-    methods = _methods(inside, temperature)
-    comparison = compare(methods, np.array([int(e.label or 0) for e in examples]))
-    detection = None
-    if outside is not None:
-        detection = ood_scores(
-            *_as_wide(methods, _methods(outside, temperature)),
-            in_mutual_information={"laplace": inside.mutual_information.numpy()},
-            out_mutual_information={"laplace": outside.mutual_information.numpy()},
-        )
+    methods, labels = methods_of(inside, temperature), labels_of(ready.data)
+    outside = {data.file.name: evaluate_outside(ready, data, inside, methods, temperature) for data in others}
     warn_of_cuts(ready.encoder, ready.console)
-    found = _Found(ready, examples, inside, methods, comparison, detection, temperature, seconds)
+    comparison = compare(methods, labels)
+    found = ClassFigures(ready, validation, inside, methods, labels, comparison, outside, temperature, seconds)
     with whole_files(config.out) as folder:
         found.write(folder)
-    return comparison, detection
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class ClassFigures:
+    """What was found.
+
+    Attributes:
+        ready: Adapter, posterior and data.
+        validation: What the temperature was chosen on, or None.
+        predictive: Predictions of the data.
+        methods: Their probabilities.
+        labels: Their labels.
+        comparison: All methods' metrics.
+        outside: The same on data of other kinds, by name.
+        temperature: Of temperature scaling, or None.
+        seconds: What took how long.
+    """
+
     ready: Prepared
-    examples: list[Example]
+    validation: DataFile | None
     predictive: Predictive
-    methods: dict[str, Any]
+    methods: dict[str, Probabilities]
+    labels: IntArray
     comparison: Comparison
-    ood: OutOfDistribution | None
+    outside: dict[str, Outside]
     temperature: float | None
     seconds: dict[str, float]
 
+    @property
+    def ood(self) -> dict[str, OutOfDistribution]:
+        """Detection of the other data, by name."""
+        return {name: found.detection for name, found in self.outside.items()}
+
+    @property
+    def lines(self) -> list[Line]:
+        """One line per data set and method."""
+        inside = lines_of(self.ready.data_set, self.comparison)
+        return inside + [line for found in self.outside.values() for line in found.lines]
+
+    @property
+    def text(self) -> str:
+        """Verdict and tables for a terminal."""
+        parts = [verdict(self.comparison), terminal_table(self.comparison)]
+        if self.outside:
+            parts.append(terminal_side_by_side(self.lines))
+        return "\n\n".join(parts)
+
     def write(self, folder: Path) -> None:
-        """Write all three files."""
+        """Write all four files.
+
+        Args:
+            folder: Where to.
+        """
         more: dict[str, Any] = {"temperature": self.temperature}
-        if self.ood is not None:
-            more["ood"] = self.ood.to_dict()
+        if self.validation is not None:
+            more["validation"] = origin(self.validation)
+        if self.outside:
+            more["ood"] = {name: found.to_dict() for name, found in self.outside.items()}
         write_json(folder / "metrics.json", self.ready.document(self.comparison.to_dict(), self.seconds, **more))
+        save_outputs(
+            folder / OUTPUTS_FILE,
+            outputs_of(self.predictive, self.methods, self.labels),
+            {name: found.outputs for name, found in self.outside.items()},
+        )
         write_lines(folder / "predictions.jsonl", self._records())
         self._write_report(folder / "report.html")
 
     def _records(self) -> Iterator[dict[str, Any]]:
         pairs = self.ready.la.readout.name == "pairwise_reward"
         names = self.ready.opened.shown_names if pairs else self.ready.opened.label_names
-        for example, record in zip(self.examples, records(self.predictive, self.ready.opened), strict=True):
-            label = int(example.label or 0)
+        predicted = records(self.predictive, self.ready.opened)
+        for example, label, record in zip(self.ready.data, self.labels.tolist(), predicted, strict=True):
             record["prediction"] = record["label"]
             record["label"] = label if names is None else names[label]
             record["text"] = example.shown
@@ -104,52 +149,26 @@ class _Found:
 
     def _write_report(self, path: Path) -> None:
         predictions = Predictions(
-            labels=np.array([int(example.label or 0) for example in self.examples]),
+            labels=self.labels,
             methods=self.methods,
             label_names=self.ready.opened.shown_names,
-            texts=[example.shown.replace("\n", " | ") for example in self.examples],
+            texts=[example.shown.replace("\n", " | ") for example in self.ready.data],
             epistemic=self.predictive.mutual_information.numpy(),
         )
-        config = self.ready.config
         more = []
-        if self.temperature is not None:
-            more.append(("Temperature", f"{self.temperature:.3f}, chosen on {config.validation}"))
+        if self.validation is not None:
+            more.append(("Temperature", f"{self.temperature:.3f}, chosen on {described(self.validation)}"))
+        more += [("Other data", described(found.data.file)) for found in self.outside.values()]
         write_report(
             path,
             self.comparison,
             predictions,
             title="Before and after a Laplace posterior",
-            subtitle=f"{config.source.adapter} on {config.data}",
-            out_of_distribution=None if self.ood is None else {str(config.ood): self.ood},
+            subtitle=self.ready.subtitle,
+            out_of_distribution=self.ood,
+            data_sets=self.lines,
             details=self.ready.details(self.seconds, more),
         )
-
-
-def _other_format(path: Path, form: InputFormat) -> InputFormat:
-    """Keep the template where a file of another kind has its fields; else take that of the file's own shape."""
-    first = next(open_rows(path), None)
-    if form.template is None or first is None:
-        return form
-    if RowFormat(form.template, form.pair_template).fields() - {"choice"} <= set(first.fields):
-        return form
-    return dataclasses.replace(form, template=None, pair_template=None)
-
-
-def _methods(predictive: Predictive, temperature: float | None) -> dict[str, Any]:
-    methods = {"map": predictive.map_probabilities.numpy()}
-    if temperature is not None:
-        methods["temperature"] = softmax(predictive.mean.numpy() / temperature)
-    return {**methods, "laplace": predictive.probabilities.numpy()}
-
-
-def _as_wide(inside: dict[str, Any], outside: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give both the same number of options: those that are absent have probability 0."""
-    widest = max(inside["map"].shape[1], outside["map"].shape[1])
-
-    def widened(methods: dict[str, Any]) -> dict[str, Any]:
-        return {name: np.pad(p, ((0, 0), (0, widest - p.shape[1]))) for name, p in methods.items()}
-
-    return widened(inside), widened(outside)
 
 
 def _temperature(la: LaplaceLoRA, batches: Watched, progress: bool) -> float:
@@ -162,9 +181,8 @@ def _temperature(la: LaplaceLoRA, batches: Watched, progress: bool) -> float:
             rows = la.readout.rows(inputs, given)
             label = la.readout.labels(rows, given)
             assert label is not None
-            logits.append(la.readout.read(la.model, rows).logits.double().cpu())
-            labels.append(label.cpu())
+            logits.append(la.readout.read(la.model, rows).logits.double().cpu().numpy())
+            labels.append(label.cpu().numpy())
     widest = max(part.shape[1] for part in logits)
-    # Absent options take no part at any temperature: as good as -inf, and finite.
-    padded = [torch.nn.functional.pad(part, (0, widest - part.shape[1]), value=-1e9).clamp(min=-1e9) for part in logits]
-    return fit_temperature(torch.cat(padded).numpy(), torch.cat(labels).numpy())
+    padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-np.inf) for part in logits]
+    return fit_temperature(Logits(np.concatenate(padded)), np.concatenate(labels))

@@ -52,10 +52,11 @@ def evaluate_real(ready: Prepared) -> tuple[Figures, str]:
         figures,
         DESCRIPTIONS,
         title="Intervals before and after a Laplace posterior",
-        subtitle=f"{config.source.adapter} on {config.data}",
+        subtitle=ready.subtitle,
         curves={name: coverage_curve(mean, variance, targets) for name, variance in variances.items()},
         caption="Share of targets inside central intervals: on the diagonal, intervals hold as often as they promise.",
         axes=("nominal coverage", "observed coverage"),
+        data=ready.data_set,
         details=ready.details(seconds, [("Noise variance", f"{la.noise_variance:.4g}")]),
     )
     with whole_files(config.out) as folder:

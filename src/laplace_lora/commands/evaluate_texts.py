@@ -13,6 +13,7 @@ from laplace_lora.commands.output import whole_files
 from laplace_lora.commands.prepared import Prepared, write_json, write_lines
 from laplace_lora.commands.records import text_records
 from laplace_lora.evaluation.figures import Figures, Measure, figures_table, measure
+from laplace_lora.evaluation.metrics import binned
 from laplace_lora.evaluation.plain_report import plain_report
 from laplace_lora.methods.sampled_tokens import TokenScores, sampled_token_scores
 from laplace_lora.predictive import Predictive
@@ -23,7 +24,6 @@ DESCRIPTIONS = {
     "ece": "calibration error of the likeliest token (ECE)",
     "confidence": "mean probability of the likeliest token",
 }
-_BINS = 15
 #: Adapters drawn, if nobody says.
 SAMPLES = 8
 
@@ -56,10 +56,11 @@ def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
         figures,
         DESCRIPTIONS,
         title="Next tokens before and after a Laplace posterior",
-        subtitle=f"{config.source.adapter} on {config.data}, {tokens:,} tokens",
+        subtitle=f"{ready.subtitle}, {tokens:,} tokens",
         curves={name: _reliability(score) for name, score in scores.items()},
         caption="Confidence in the likeliest token against how often it is right: on the diagonal, both agree.",
         axes=("confidence", "accuracy"),
+        data=ready.data_set,
         details=ready.details(seconds, [("Adapters drawn", count), ("Tokens", f"{tokens:,}")]),
     )
     with whole_files(config.out) as folder:
@@ -80,27 +81,15 @@ def _measures(scores: TokenScores) -> dict[str, Measure | float]:
     return {
         "nll": Measure(per_text(-scores.log_probability), weights),
         "accuracy": Measure(per_text(scores.correct), weights),
-        "ece": _ece(scores),
+        "ece": binned(scores.confidence, scores.correct).ece,
         "confidence": Measure(per_text(scores.confidence), weights),
     }
 
 
-def _bins(scores: TokenScores) -> tuple[Any, Any, Any]:
-    index = np.minimum((scores.confidence * _BINS).astype(int), _BINS - 1)
-    count = np.bincount(index, minlength=_BINS)
-    confidence = np.bincount(index, weights=scores.confidence, minlength=_BINS)
-    return count, confidence, np.bincount(index, weights=scores.correct, minlength=_BINS)
-
-
-def _ece(scores: TokenScores) -> float:
-    count, confidence, correct = _bins(scores)
-    return float(np.abs(confidence - correct).sum() / count.sum())
-
-
 def _reliability(scores: TokenScores) -> tuple[Any, Any]:
-    count, confidence, correct = _bins(scores)
-    full = count > 0
-    return confidence[full] / count[full], correct[full] / count[full]
+    diagram = binned(scores.confidence, scores.correct)
+    full = diagram.counts > 0
+    return diagram.confidence[full], diagram.accuracy[full]
 
 
 def _records(ready: Prepared, predictive: Predictive, scores: TokenScores) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import backward_passes
-from laplace_lora.data import DataFile, Encoder
+from laplace_lora.data import DataFile, Encoder, Source
 from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
@@ -42,11 +42,12 @@ class FitConfig:
         laplace: Settings of the posterior.
         out: Folder for the posterior; the adapter's own if None.
         readout: How answers are read from the model; as it was trained by ``train``, or inferred, if nothing is given.
+        chat: Whether prompts stand in the tokenizer's chat template; as the adapter was trained if it was by ``train``.
     """
 
     source: AdapterSource
-    data: Path
-    validation: Path | None = None
+    data: Source
+    validation: Source | None = None
     label_names: tuple[str, ...] | None = None
     template: str | None = None
     max_length: int | None = None
@@ -55,6 +56,7 @@ class FitConfig:
     laplace: LaplaceConfig = dataclasses.field(default_factory=LaplaceConfig)
     out: Path | None = None
     readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
+    chat: bool = False
 
 
 def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
@@ -155,6 +157,8 @@ def _given_format(config: FitConfig, folder: Path) -> InputFormat:
     saved = saved_input_format(folder) or InputFormat()
     if config.template is not None:
         saved = dataclasses.replace(saved, template=config.template, pair_template=None)
+    if config.chat:
+        saved = dataclasses.replace(saved, chat=True)
     if config.max_length is not None:
         saved = dataclasses.replace(saved, max_length=config.max_length)
     return saved

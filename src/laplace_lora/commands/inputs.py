@@ -2,7 +2,6 @@
 
 import dataclasses
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from laplace_lora.commands.readout_choice import (
     readout_name,
 )
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
-from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, open_rows, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, Source, open_rows, scan
 from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.loading import load_adapter, trained_quantization
@@ -77,7 +76,7 @@ class OpenAdapter:
             return self.labels.shown_names()
         return self.label_names or tuple(map(str, range(self.classes)))
 
-    def choose(self, wish: ReadoutWish, data: Path, form: InputFormat) -> DataFile:
+    def choose(self, wish: ReadoutWish, data: Source, form: InputFormat) -> DataFile:
         """Settle the readout by what is asked for, the model and the training data.
 
         Args:
@@ -100,15 +99,16 @@ class OpenAdapter:
             template=form.template,
             pair_template=form.pair_template,
             progress=self.progress,
+            chat=form.chat,
         )
         self.readout, self.label_names, self.classes = settled.readout, settled.names, settled.classes
         return settled.file
 
-    def scan(self, path: Path, form: InputFormat, labels: Labels, name: str | None = None) -> DataFile:
+    def scan(self, source: Source, form: InputFormat, labels: Labels, name: str | None = None) -> DataFile:
         """Check a data file before anything is run on it.
 
         Args:
-            path: The file.
+            source: The file, or something else with rows.
             form: How its rows become text; recognised from the first row if its template is None.
             labels: Whether every row must have a label.
             name: What messages call it.
@@ -117,14 +117,15 @@ class OpenAdapter:
             The file.
         """
         file = scan(
-            path,
+            source,
             self.labels,
             layout=self.layout,
-            form=given_form(self.layout, form.template, form.pair_template, path),
+            form=given_form(self.layout, form.template, form.pair_template, source),
             pairs=self.pairs,
             labels=labels,
             name=name,
             progress=self.progress,
+            eos_token="" if form.chat else self.tokenizer.eos_token,
         )
         if self.readout is not None and self.readout.name == "answer_tokens":
             require_answers(file, self.classes)
@@ -146,6 +147,7 @@ class OpenAdapter:
             max_length=checked_max_length(form.max_length, self.model, self.tokenizer),
             padding_side=form.padding_side or default_padding_side(self.model, self.tokenizer),
             pair_template=file.form.pair_template,
+            chat=form.chat,
         )
 
     def encoder(self, form: InputFormat, layout: Layout | None = None) -> Encoder:
@@ -184,14 +186,15 @@ def require_answers(file: DataFile, answers: int) -> None:
         )
 
 
-def require_readable(*paths: Path | None) -> None:
+def require_readable(*sources: Source | None) -> None:
     """Refuse a wrong path before a model is loaded.
 
     Args:
-        *paths: Data files; None for one that was not given.
+        *sources: Data; None for one that was not given.
     """
-    for path in filter(None, paths):
-        next(open_rows(path), None)
+    for source in sources:
+        if source is not None:
+            next(open_rows(source), None)
 
 
 def warn_of_cuts(encoder: Encoder, console: Console) -> None:
@@ -320,7 +323,7 @@ def make_encoder(model: nn.Module, tokenizer: Any, form: InputFormat, layout: La
     """
     embedded: Any = getattr(model, "get_input_embeddings")()  # noqa: B009 - nn.Module is typed, PEFT is not
     size, side = embedded.weight.shape[0], form.padding_side or "right"
-    return Encoder(tokenizer, form.max_length, side, size, layout, continues=is_causal(model))
+    return Encoder(tokenizer, form.max_length, side, size, layout, continues=is_causal(model), chat=form.chat)
 
 
 def _positions(model: nn.Module) -> int | None:

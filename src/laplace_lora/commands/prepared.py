@@ -16,9 +16,11 @@ from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.records import require_numbers
 from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
 from laplace_lora.commands.watched import Watched
-from laplace_lora.data import DataFile, Encoder
+from laplace_lora.data import DataFile, Encoder, Source, provenance, shown_source
 from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.evaluation import DataSet
+from laplace_lora.evaluation.side_by_side import OWN_SPLIT_NOTE
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.persistence import InputFormat
 from laplace_lora.predictive import Predictive, concatenate
@@ -31,20 +33,20 @@ class EvaluateConfig:
     Attributes:
         source: The adapter.
         data: Labelled data that the adapter was not trained on.
-        out: Folder for metrics.json, predictions.jsonl and report.html.
+        out: Folder for metrics.json, outputs.safetensors (of classes), predictions.jsonl and report.html.
         posterior: Folder or hub id of the posterior; the adapter's own if None.
         validation: More labelled data, to choose the temperature of temperature scaling on.
-        ood: Data of another kind (labels ignored), to be told apart by their uncertainty.
+        ood: Data of other kinds, to be told apart by their uncertainty and, where labelled, predicted.
         batch_size: Rows per forward pass.
         samples: Adapters drawn from the posterior, whose probabilities of tokens are averaged; 8 if None.
     """
 
     source: AdapterSource
-    data: Path
+    data: Source
     out: Path
     posterior: str | None = None
-    validation: Path | None = None
-    ood: Path | None = None
+    validation: Source | None = None
+    ood: tuple[Source, ...] = ()
     batch_size: int = 16
     samples: int | None = None
 
@@ -82,7 +84,7 @@ class Prepared:
         Returns:
             What the evaluation works with.
         """
-        require_readable(config.data, config.validation, config.ood)
+        require_readable(config.data, config.validation, *config.ood)
         check_writable(config.out)
         opened, la = open_posterior(config.source, config.posterior, console)
         form = la.input_format
@@ -147,6 +149,7 @@ class Prepared:
             **figures,
             "readout": {"name": readout.name, "settings": readout.settings()},
             "prior_precision": self.la.prior_precision,
+            "data": origin(self.data),
             "posterior": {
                 "structure": self.la.config.structure,
                 "fisher": self.la.config.fisher_for(self.opened.classes, readout.name),
@@ -158,6 +161,22 @@ class Prepared:
             "settings": plain(self.config),
             "versions": self.versions,
         }
+
+    @property
+    def data_set(self) -> DataSet:
+        """What tables call the data."""
+        return DataSet.of(origin(self.data))
+
+    @property
+    def heading(self) -> str:
+        """What stands above the tables of a terminal: the data, their number, and what that means for comparisons."""
+        shown = described(self.data)
+        return f"{shown}\n{OWN_SPLIT_NOTE}" if self.data_set.own_split else shown
+
+    @property
+    def subtitle(self) -> str:
+        """What stands above a report's figures."""
+        return f"{self.config.source.adapter} on {described(self.data)}"
 
     @property
     def versions(self) -> dict[str, str]:
@@ -182,7 +201,7 @@ class Prepared:
         shown = f"{precision:.4g}" if isinstance(precision, float) else _spread(precision)
         return [
             ("Adapter", self.config.source.adapter),
-            ("Data", f"{self.config.data}, {len(self.data)} examples"),
+            ("Data", described(self.data)),
             ("Read by", repr(self.la.readout)),
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
             ("Training examples", f"{self.la.training.examples:,}"),
@@ -220,6 +239,31 @@ def open_posterior(source: AdapterSource, posterior: str | None, console: Consol
         )
     opened.readout, opened.label_names, opened.classes = la.readout, la.input_format.label_names, la.training.classes
     return opened, la
+
+
+def origin(file: DataFile) -> dict[str, Any]:
+    """Say where figures are from.
+
+    Args:
+        file: The data.
+
+    Returns:
+        JSON values: where the rows come from, and how many ``rows`` there are.
+    """
+    return {**provenance(file.source), "rows": len(file)}
+
+
+def described(file: DataFile) -> str:
+    """Say for people where figures are from.
+
+    Args:
+        file: The data.
+
+    Returns:
+        One line, with the number of rows.
+    """
+    shown = shown_source(file.source)
+    return shown if "n = " in shown else f"{shown}, n = {len(file):,}"  # tasks say it themselves
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """Which readout a verb uses: as asked for, as saved, or the only one that fits model and data."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from laplace_lora.adapters import ModelKind
@@ -13,11 +12,14 @@ from laplace_lora.data import (
     RealReader,
     Row,
     RowFormat,
+    RowSource,
+    Source,
     default_answers,
     layout_of,
     open_rows,
     scan,
 )
+from laplace_lora.data.chat import chat_text, require_chat_template
 from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import DataFileError, LaplaceLoRAError
 from laplace_lora.readouts import READOUTS, AnswerTokens, OptionScores, Readout
@@ -85,7 +87,7 @@ def refuse_unused(name: str, kind: ModelKind, wish: ReadoutWish, labels: tuple[s
             raise LaplaceLoRAError(f"{option} has no use where outputs are read by {short} ({kind}); leave it out.")
 
 
-def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: Path) -> str:
+def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: Source) -> str:
     """Choose a readout by what is asked for, or by model and data where only one fits.
 
     Args:
@@ -120,7 +122,7 @@ def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: 
         return "scalar" if outputs == 1 else "class_logits"
     if is_text_to_learn(first):
         return "next_token"
-    if "choices" in fields and wish.answers is None:
+    if "choices" in fields and wish.answers is None and not isinstance(data, RowSource):
         raise LaplaceLoRAError(
             "a language model can answer rows with choices by the letters' tokens or by the likelihood of each "
             "choice's text; say which with --readout answers or --readout options."
@@ -164,7 +166,7 @@ def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple
     return LabelReader(classes or (len(names) if names is not None else MOST_CLASSES), names)
 
 
-def given_form(layout: Layout, template: str | None, pair_template: str | None, data: Path) -> RowFormat | None:
+def given_form(layout: Layout, template: str | None, pair_template: str | None, data: Source) -> RowFormat | None:
     """Return the templates that were given or saved.
 
     Args:
@@ -186,8 +188,8 @@ def given_form(layout: Layout, template: str | None, pair_template: str | None, 
             "pairs are read from the fields chosen and rejected, with or without a prompt; leave out --template."
         )
     if pair_template is None and layout.parts != "single":
-        row = next(open_rows(data), None)
-        pair_template = None if row is None else layout.pair_template(row)
+        row, own = next(open_rows(data), None), data.form(layout.style) if isinstance(data, RowSource) else None
+        pair_template = own.pair_template if own else None if row is None else layout.pair_template(row)
     return RowFormat(template, pair_template)
 
 
@@ -208,7 +210,9 @@ class Answered:
     file: DataFile
 
 
-def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: tuple[str, ...] | None) -> Answered:
+def settle(
+    name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: tuple[str, ...] | None, chat: bool = False
+) -> Answered:
     """Make the readout for a data file that has been scanned.
 
     Args:
@@ -217,6 +221,7 @@ def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: 
         file: The training data.
         tokenizer: The model's tokenizer.
         names: Names of the classes, or None.
+        chat: Whether prompts stand in the tokenizer's chat template.
 
     Returns:
         Readout, classes and data.
@@ -236,14 +241,16 @@ def settle(name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: 
         count = len(wish.saved.token_ids)
         known = names if names is not None and len(names) == count else None
         return Answered(wish.saved, known, count, _recounted(file, LabelReader(count, known)))
-    row = next(open_rows(file.path, file.name))
-    words = wish.answers or default_answers(file.form, row, names, file.most_choices)
+    row = next(open_rows(file.source, file.name))
+    asked = file.source.answers() if isinstance(file.source, RowSource) else None
+    words = wish.answers or asked or default_answers(file.form, row, names, file.most_choices)
     if words is None:
         raise DataFileError(
             f"the words that answer {file.name} are not known; give them in the order of the labels: --answers yes,no."
         )
     reader = LabelReader(len(words), names if names is not None and len(names) == len(words) else words)
     prompt = next(iter(file)).text
+    prompt = chat_text(tokenizer, prompt) if chat else prompt
     return Answered(AnswerTokens.of_words(tokenizer, words, prompt), reader.names, len(words), _recounted(file, reader))
 
 
@@ -251,7 +258,7 @@ def read_training_data(
     name: str,
     kind: ModelKind,
     wish: ReadoutWish,
-    data: Path,
+    data: Source,
     tokenizer: Any,
     *,
     names: tuple[str, ...] | None,
@@ -259,6 +266,7 @@ def read_training_data(
     template: str | None,
     pair_template: str | None,
     progress: bool,
+    chat: bool = False,
 ) -> Answered:
     """Check the training data, and settle the readout by them.
 
@@ -273,11 +281,16 @@ def read_training_data(
         template: Of the text; None for that of the file's shape.
         pair_template: Of the second text; None for that of the file's shape.
         progress: Whether long files show a progress bar.
+        chat: Whether prompts stand in the tokenizer's chat template.
 
     Returns:
         Readout, classes and data.
     """
     layout = readout_layout(name, kind)
+    if chat:
+        require_chat_template(tokenizer)
+    if names is None and name == "class_logits" and isinstance(data, RowSource):
+        names = data.label_names
     known = names if names is not None or name != "answer_tokens" else wish.answers
     file = scan(
         data,
@@ -286,14 +299,16 @@ def read_training_data(
         form=given_form(layout, template, pair_template, data),
         pairs=tokenizer.sep_token is not None,
         progress=progress,
+        # A chat template has an end of its own.
+        eos_token="" if chat else tokenizer.eos_token,
     )
-    return settle(name, wish, file, tokenizer, names)
+    return settle(name, wish, file, tokenizer, names, chat)
 
 
 def _recounted(file: DataFile, reader: LabelReader) -> DataFile:
     """Read labels again by the classes that are known now."""
     labels: Labels = "required" if file.labelled else "ignored"
-    return scan(file.path, reader, layout=file.layout, form=file.form, labels=labels, name=file.name)
+    return scan(file.source, reader, layout=file.layout, form=file.form, labels=labels, name=file.name)
 
 
 def readout_layout(name: str, kind: ModelKind) -> Layout:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from laplace_lora.data import RowSource
+
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSource:
@@ -47,12 +49,16 @@ def plain(config: Any) -> dict[str, Any]:
         config: A dataclass.
 
     Returns:
-        One entry per field; paths as text.
+        One entry per field; files and other data by their names.
     """
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, RowSource):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return plain(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

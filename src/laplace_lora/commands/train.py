@@ -13,13 +13,14 @@ from typing import Any
 import peft
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import AutoTokenizer, set_seed
 
-from laplace_lora.adapters import FACTORIES, ModelKind, empty_model, unfilled_keys
-from laplace_lora.adapters.quantised import kept_modules, quantization_config
+from laplace_lora.adapters import ModelKind
+from laplace_lora.commands.base_model import BaseModel
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
+from laplace_lora.commands.plan import Plan
 from laplace_lora.commands.readout_choice import (
     Answered,
     ReadoutWish,
@@ -30,13 +31,13 @@ from laplace_lora.commands.readout_choice import (
     refuse_unused,
 )
 from laplace_lora.commands.settings import plain
-from laplace_lora.data import DataFile, Encoder, LabelReader, open_rows, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, RowSource, Source, open_rows, provenance, scan
 from laplace_lora.data.collation import collate
-from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, OutputError, first_line
+from laplace_lora.errors import DataFileError, LaplaceLoRAError, OutputError
 from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
-from laplace_lora.quiet import quiet_transformers
-from laplace_lora.readouts import is_causal_type
+from laplace_lora.presets import Preset
+from laplace_lora.readouts import is_causal
 from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
 
 
@@ -56,12 +57,15 @@ class TrainConfig:
         training: Settings of adapter and optimizer.
         readout: How answers are read from the model, which is what is trained.
         quantization: How to quantise the base as it is loaded; None for not at all.
+        preset: The published set-up that the settings are from, or None.
+        padding_side: ``left`` or ``right``: exact for encoders and causal models alike, position embeddings included.
+        chat: Whether prompts stand in the tokenizer's chat template.
     """
 
     model: str
-    data: Path
+    data: Source
     out: Path
-    validation: Path | None = None
+    validation: Source | None = None
     label_names: tuple[str, ...] | None = None
     template: str | None = None
     max_length: int | None = None
@@ -69,10 +73,18 @@ class TrainConfig:
     training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
     readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
     quantization: str | None = None
+    preset: Preset | None = None
+    padding_side: str = "right"
+    chat: bool = False
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model."""
+        return BaseModel(self.model, self.revision, self.quantization)
 
 
 def train(config: TrainConfig, console: Console) -> peft.PeftModel:
-    """Train an adapter and save it with its tokenizer, its settings and a checkpoint per epoch.
+    """Train an adapter and save it with its tokenizer, its settings and its checkpoints.
 
     Args:
         config: Settings.
@@ -80,20 +92,98 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
 
     Returns:
         The trained model.
-
-    Raises:
-        OutputError: The folder is not empty.
     """
+    _check_output(config)
+    ready = _prepare(config, console)
+    with whole_files(config.out) as folder:
+        with _bar_ended(console):
+            fine_tune(
+                ready.model,
+                ready.tokenizer,
+                ready.rows,
+                ready.held_out,
+                config.training,
+                readout=ready.settled.readout,
+                collator=partial(collate, padding=ready.tokenizer.pad_token_id, side=ready.tokenizer.padding_side),
+                checkpoints=folder / "checkpoints",
+                progress=console.progress,
+            )
+        _refuse_diverged(ready.model)
+        document = {
+            "library_version": importlib.metadata.version("laplace-lora"),
+            "input_format": dataclasses.asdict(ready.form),
+            "readout": {"name": ready.settled.readout.name, "settings": ready.settled.readout.settings()},
+            "data": provenance(config.data),
+            "validation": None if config.validation is None else provenance(config.validation),
+            "settings": plain(config),
+        }
+        # PEFT would write the frozen output embeddings beside an adapter on them.
+        ready.model.save_pretrained(str(folder), save_embedding_layers=False)
+        # Every checkpoint is an adapter that fit can take by itself.
+        for place in (folder, *(folder / "checkpoints").iterdir()):
+            ready.tokenizer.save_pretrained(place)
+            (place / TRAINING_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    console.say("saved", f"adapter saved in {config.out}", out=str(config.out))
+    return ready.model
+
+
+def dry_run(config: TrainConfig, console: Console) -> str:
+    """Do all of a training run but its steps; nothing is written.
+
+    Args:
+        config: Settings.
+        console: Takes messages.
+
+    Returns:
+        What would be done, in lines for people.
+    """
+    _check_output(config)
+    ready = _prepare(config, console)
+    return Plan(
+        config.model,
+        ready.model,
+        ready.tokenizer,
+        config.training,
+        config.preset,
+        None if config.quantization == "none" else config.quantization,
+        ready.data,
+        ready.validation,
+        ready.settled,
+        ready.form,
+        [int(row["attention_mask"].sum(dim=-1).max()) for row in ready.rows],
+        ready.truncated,
+    ).text()
+
+
+def _check_output(config: TrainConfig) -> None:
     require_training()
     require_readable(config.data, config.validation)
     check_writable(config.out)
     if config.out.exists() and any(config.out.iterdir()):
         raise OutputError(f"{config.out} is not empty; give a new folder with --out.")
-    tokenizer = _load(AutoTokenizer, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A model with a fresh adapter, and its data as tokens."""
+
+    model: peft.PeftModel
+    tokenizer: Any
+    data: DataFile
+    validation: DataFile | None
+    settled: Answered
+    form: InputFormat
+    rows: list[dict[str, torch.Tensor]]
+    held_out: list[dict[str, torch.Tensor]] | None
+    truncated: int
+
+
+def _prepare(config: TrainConfig, console: Console) -> _Ready:
+    tokenizer = config.base.load(AutoTokenizer)
     kind = _kind(config)
     data, validation, settled = _scan(config, kind, tokenizer, console.progress)
     set_seed(config.training.seed)
-    base, fresh = _load_base(config, kind, settled)
+    base, fresh = config.base.with_head(kind, settled)
     model = add_adapter(
         base, config.training, fresh, {"classifier": "SEQ_CLS", "language_model": "CAUSAL_LM"}.get(kind)
     )
@@ -103,15 +193,16 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
         label_names=settled.names,
         template=data.form.template,
         max_length=checked_max_length(config.max_length, model, tokenizer),
-        padding_side="right",  # exact for encoders and causal models alike, position embeddings included
+        padding_side=config.padding_side if is_causal(model) else "right",  # encoders pool the first token
         pair_template=data.form.pair_template,
+        chat=config.chat,
     )
     _name_base(model, config.model)
     trained, total = model.get_nb_trainable_parameters()
     console.say(
         "plan",
-        f"train: {len(data)} examples, {_outputs(settled)}, read by {settled.readout!r}, at most "
-        f"{config.training.epochs} epochs; {trained:,} of {total:,} weights",
+        f"train: {len(data)} examples, {_outputs(settled)}, read by {settled.readout!r}, {_duration(config.training)}; "
+        f"{trained:,} of {total:,} weights",
         examples=len(data),
         classes=settled.classes,
         readout=settled.readout.name,
@@ -121,34 +212,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     rows = _tokenise(data, encoder, console.progress)
     held_out = None if validation is None else _tokenise(validation, encoder, console.progress)
     warn_of_cuts(encoder, console)
-    with whole_files(config.out) as folder:
-        with _bar_ended(console):
-            fine_tune(
-                model,
-                tokenizer,
-                rows,
-                held_out,
-                config.training,
-                readout=settled.readout,
-                collator=partial(collate, padding=tokenizer.pad_token_id),
-                checkpoints=folder / "checkpoints",
-                progress=console.progress,
-            )
-        _refuse_diverged(model)
-        document = {
-            "library_version": importlib.metadata.version("laplace-lora"),
-            "input_format": dataclasses.asdict(form),
-            "readout": {"name": settled.readout.name, "settings": settled.readout.settings()},
-            "settings": plain(config),
-        }
-        # PEFT would write the frozen output embeddings beside an adapter on them.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        # Every checkpoint is an adapter that fit can take by itself.
-        for place in (folder, *(folder / "checkpoints").iterdir()):
-            tokenizer.save_pretrained(place)
-            (place / TRAINING_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    console.say("saved", f"adapter saved in {config.out}", out=str(config.out))
-    return model
+    return _Ready(model, tokenizer, data, validation, settled, form, rows, held_out, encoder.truncated)
 
 
 def _kind(config: TrainConfig) -> ModelKind:
@@ -158,13 +222,18 @@ def _kind(config: TrainConfig) -> ModelKind:
     ):
         return "language_model"
     if config.readout.name == "options":
-        causal = is_causal_type(_load(AutoConfig, config).model_type)
-        return "language_model" if causal else "multiple_choice"
+        return "language_model" if config.base.causal else "multiple_choice"
     first = next(open_rows(config.data), None)
     if config.readout.name is None and is_text_to_learn(first):
         return "language_model"
-    choices = config.readout.name is None and first is not None and "choices" in first.fields
-    if choices and is_causal_type(_load(AutoConfig, config).model_type):
+    if config.readout.name is not None or first is None or "choices" not in first.fields:
+        return "classifier"
+    if isinstance(config.data, RowSource):
+        # A task is asked as the paper asks it; an encoder scores the choices that a row has of its own.
+        return (
+            "language_model" if config.base.causal else "classifier" if config.data.label_names else "multiple_choice"
+        )
+    if config.base.causal:
         raise LaplaceLoRAError(
             "a language model can answer rows with choices by the letters' tokens, by the likelihood of each choice's "
             "text, or by a new classification head; say which: --readout answers, options or class."
@@ -191,6 +260,7 @@ def _scan(
         template=config.template,
         pair_template=None,
         progress=progress,
+        chat=config.chat,
     )
     if name == "class_logits":
         settled = _counted(config, settled)
@@ -203,7 +273,7 @@ def _scan(
 
 def _counted(config: TrainConfig, settled: Answered) -> Answered:
     """Count the classes where no names are given, and refuse classes without rows."""
-    data, names = settled.file, config.label_names
+    data, names = settled.file, settled.names
     labels = data.labels
     assert isinstance(labels, LabelReader)
     if names is None:
@@ -219,6 +289,10 @@ def _counted(config: TrainConfig, settled: Answered) -> Answered:
     return dataclasses.replace(settled, names=labels.names, classes=labels.classes, file=data)
 
 
+def _duration(settings: TrainingSettings) -> str:
+    return f"at most {settings.epochs} epochs" if settings.steps is None else f"{settings.steps:,} steps"
+
+
 def _outputs(settled: Answered) -> str:
     name = settled.readout.name
     if name in ("class_logits", "answer_tokens"):
@@ -229,54 +303,6 @@ def _outputs(settled: Answered) -> str:
         "pairwise_reward": "pairs",
         "next_token": "completions",
     }[name]
-
-
-def _load_base(config: TrainConfig, kind: ModelKind, settled: Answered) -> tuple[Any, list[str]]:
-    """Load the base with a new head; return it, and the other layers that the checkpoint has no weights for."""
-    options: dict[str, Any] = {}
-    outputs = 1 if settled.readout.name in ("scalar", "pairwise_reward") else settled.classes
-    if kind == "classifier":
-        options["num_labels"] = outputs
-    if config.quantization not in (None, "none"):
-        settings = _load(AutoConfig, config)
-        kept = kept_modules(empty_model(settings, kind, outputs), ())
-        options["quantization_config"] = quantization_config(config.quantization, torch.float32, settings, kept)
-    with quiet_transformers():
-        base, found = _load(
-            FACTORIES[kind],
-            config,
-            dtype=torch.float32,  # AdamW's steps are lost in the rounding of anything shorter
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
-    if kind == "classifier" and outputs > 1:
-        # The names of the base's own classes, if it has some, are not this task's.
-        base.config.id2label = dict(enumerate(settled.names or (f"LABEL_{index}" for index in range(outputs))))
-        base.config.label2id = {name: index for index, name in base.config.id2label.items()}
-    layers = {key.rpartition(".")[0] for key in unfilled_keys(found)}
-    # PEFT trains and saves a classifier's two by itself.
-    own = ("classifier", "score") if kind == "classifier" else ()
-    fresh = sorted(name for name in layers if name.partition(".")[0] not in own)
-    wrong = [name for name in fresh if type(base.get_submodule(name)) is not torch.nn.Linear]
-    if wrong:
-        raise AdapterFileError(
-            f"the base model {config.model} has no weights for {', '.join(wrong[:3])}, which cannot be trained beside "
-            "an adapter; give --model a pretrained model."
-        )
-    if kind == "multiple_choice" and "classifier" not in fresh and hasattr(base, "classifier"):
-        fresh.append("classifier")  # a head that was trained on another task
-    return base, fresh
-
-
-def _load(factory: Any, config: TrainConfig, **options: Any) -> Any:
-    try:
-        return factory.from_pretrained(config.model, revision=config.revision, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises whatever it pleases
-        raise AdapterFileError(
-            f"the base model {config.model} cannot be loaded ({first_line(error)}); give --model a folder or a hub id "
-            "of a transformers model."
-        ) from error
 
 
 def _name_base(model: peft.PeftModel, name: str) -> None:

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor
 
 from laplace_lora.commands.console import Console
+from laplace_lora.data import Source
 from laplace_lora.data.encoding import Batches
 from laplace_lora.laplace import LaplaceLoRA
 
@@ -35,16 +35,16 @@ class Watched:
             self.seen += int(self.la.seen_in_fit(batch).sum())
             yield batch
 
-    def warn(self, console: Console, path: Path | None, consequence: str) -> None:
+    def warn(self, console: Console, source: Source | None, consequence: str) -> None:
         """Say so if rows were in the training data.
 
         Args:
             console: Takes the warning.
-            path: The file.
+            source: Where they are from.
             consequence: What that does.
         """
         if self.seen:
             console.warn(
-                f"{self.seen} of {len(self.batches.file)} rows in {path} were in the posterior's training data: "
+                f"{self.seen} of {len(self.batches.file)} rows in {source} were in the posterior's training data: "
                 f"{consequence}; give other rows."
             )

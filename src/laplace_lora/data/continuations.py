@@ -25,7 +25,9 @@ class Continuation:
     refusal: str = ""
 
 
-def continue_text(tokenizer: Any, context: str, rest: str, max_length: int | None, end: int | None) -> Continuation:
+def continue_text(
+    tokenizer: Any, context: str, rest: str, max_length: int | None, end: int | None, chat: bool = False
+) -> Continuation:
     """Tokenise a text that continues another.
 
     As lm-evaluation-harness does: blanks at the end of the context belong to the continuation, both are tokenised
@@ -37,12 +39,15 @@ def continue_text(tokenizer: Any, context: str, rest: str, max_length: int | Non
         rest: The continuation.
         max_length: Most tokens; the context loses its beginning, the continuation nothing.
         end: Token to put at the end; None for none.
+        chat: Whether the context comes from a chat template: it has its special tokens, and ends where the answer
+            begins.
 
     Returns:
         The tokens.
     """
-    kept = context.rstrip() or context
-    before, whole = _tokens(tokenizer, kept), _tokens(tokenizer, kept + context[len(kept) :] + rest)
+    kept = context if chat else context.rstrip() or context
+    rest = rest.lstrip() if chat else rest
+    before, whole = (_tokens(tokenizer, text, not chat) for text in (kept, context + rest))
     closing = tokenizer.eos_token_id
     if before and before[-1] == closing and whole[-1:] == [closing]:  # a tokenizer that closes every text
         before, whole = before[:-1], whole[:-1]
@@ -94,5 +99,5 @@ def pad_tokens(texts: Sequence[Continuation], padding: int, side: str) -> dict[s
     return batch
 
 
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text)["input_ids"])
+def _tokens(tokenizer: Any, text: str, special: bool) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=special)["input_ids"])

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from laplace_lora.data.chat import chat_text
 from laplace_lora.data.continuations import Continuation, continue_text, pad_tokens
 from laplace_lora.data.layouts import CLASSES, Layout
 from laplace_lora.data.scan import DataFile, Example
-from laplace_lora.errors import DataFileError, first_line, is_rust_panic
+from laplace_lora.errors import DataFileError, LaplaceLoRAError, first_line, is_rust_panic
 from laplace_lora.readouts import IGNORED
 
 
@@ -28,6 +29,7 @@ class Encoder:
         continues: Whether the model reads from left to right: choices continue the text, where else the tokenizer
             joins the two.
         truncated: Inputs cut to ``max_length`` so far.
+        chat: Whether prompts are put into the tokenizer's chat template.
     """
 
     tokenizer: Any
@@ -37,6 +39,7 @@ class Encoder:
     layout: Layout = CLASSES
     continues: bool = False
     truncated: int = 0
+    chat: bool = False
 
     def encode(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         """Tokenise and pad one batch.
@@ -75,9 +78,8 @@ class Encoder:
     def _single(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         pairs = [example.pair for example in examples]
         lines = [example.line for example in examples]
-        return self._tokens(
-            lines, [example.text for example in examples], pairs if pairs[0] is not None else None, name
-        )
+        texts = [self._asked(example.text) for example in examples]
+        return self._tokens(lines, texts, pairs if pairs[0] is not None else None, name)
 
     def _joined_choices(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         lines = [example.line for example in examples for _ in example.choices]
@@ -101,6 +103,9 @@ class Encoder:
                 )
         return _nested(batch, [2] * len(examples))
 
+    def _asked(self, text: str) -> str:
+        return chat_text(self.tokenizer, text) if self.chat else text
+
     def _closed(self, text: str) -> str:
         """End a text for a decoder, which is read at its end, as TRL's RewardTrainer does."""
         end = self.tokenizer.eos_token
@@ -122,7 +127,9 @@ class Encoder:
 
     def _continue(self, line: int, text: str, rest: str, name: str, end: int | None = None) -> Continuation:
         try:
-            found = continue_text(self.tokenizer, text, rest, self.max_length, end)
+            found = continue_text(self.tokenizer, self._asked(text), rest, self.max_length, end, self.chat)
+        except LaplaceLoRAError:
+            raise
         except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
             raise _untokenisable(error, f"{name}:{line}") from None
         if found.refusal:
@@ -135,18 +142,26 @@ class Encoder:
         self, lines: Sequence[int], texts: list[str], pairs: Sequence[str | None] | None, name: str
     ) -> dict[str, Tensor]:
         where = f"{name}:{lines[0]}" + (f" to {lines[-1]}" if lines[-1] > lines[0] else "")
-        side = self.tokenizer.truncation_side
+        side, limit, end = self.tokenizer.truncation_side, self.max_length, self._end(texts)
+        keep_end = self.layout.keep_end and end is None
+        if end is not None:  # what is read is that token: a long text loses what stands before it
+            texts = [text.removesuffix(end) for text in texts]
+            limit = None if limit is None else limit - 1
         try:
-            self.tokenizer.truncation_side = "left" if self.layout.keep_end else side
+            self.tokenizer.truncation_side = "left" if keep_end else side
             encoded = self.tokenizer(
                 texts,
                 text_pair=pairs,
-                truncation=self.max_length is not None,
-                max_length=self.max_length,
-                padding=True,
-                padding_side=self.padding_side,
+                add_special_tokens=not self.chat,
+                truncation=limit is not None,
+                max_length=limit,
                 return_attention_mask=True,
-                return_tensors="pt",
+            )
+            cut = sum(1 for one in encoded.encodings or () if one.overflowing)
+            if end is not None:
+                _append(encoded, self.tokenizer.eos_token_id)
+            encoded = self.tokenizer.pad(
+                encoded, padding=True, padding_side=self.padding_side, return_attention_mask=True, return_tensors="pt"
             )
         except BaseException as error:  # tokenizers raises plain Exceptions and Rust's panics
             raise _untokenisable(error, where) from None
@@ -161,8 +176,14 @@ class Encoder:
                 "a larger --max-length."
             )
         self._require_known(int(encoded["input_ids"].max()), where)
-        self.truncated += sum(1 for one in encoded.encodings or () if one.overflowing)
+        self.truncated += cut
         return dict(encoded)
+
+    def _end(self, texts: Sequence[str]) -> str | None:
+        """Return the end-of-sequence token where prompts end in it."""
+        end = self.tokenizer.eos_token
+        closed = self.layout.style == "answers" and bool(end) and all(text.endswith(end) for text in texts)
+        return end if closed else None
 
     def _require_known(self, largest: int, where: str) -> None:
         if self.embeddings is not None and largest >= self.embeddings:
@@ -195,6 +216,16 @@ class Batches:
         examples = iter(self.file)
         while batch := list(islice(examples, self.batch_size)):
             yield self.encoder.encode(batch, self.file.name)
+
+
+def _append(encoded: Any, token: int) -> None:
+    """Put a token at the end of every text, where the tokenizer has not done so."""
+    for row, ids in enumerate(encoded["input_ids"]):
+        if ids[-1:] != [token]:
+            ids.append(token)
+            encoded["attention_mask"][row].append(1)
+            if "token_type_ids" in encoded:
+                encoded["token_type_ids"][row].append(0)
 
 
 def _nested(batch: dict[str, Tensor], counts: Sequence[int]) -> dict[str, Tensor]:

@@ -27,13 +27,13 @@ class Row(NamedTuple):
     fields: dict[str, Any]
 
 
-def open_rows(path: Path, name: str | None = None) -> Iterator[Row]:
+def file_rows(path: Path, name: str) -> Iterator[Row]:
     """Read rows, holding one at a time. Blank lines are skipped.
 
     Args:
         path: A ``.jsonl`` / ``.ndjson`` file (one JSON object per line) or a ``.csv`` file with a header; another
             suffix is taken as JSONL if the file begins with a brace, as CSV otherwise.
-        name: What messages call the file; the path if not given.
+        name: What messages call the file.
 
     Yields:
         The rows, in order.
@@ -41,7 +41,6 @@ def open_rows(path: Path, name: str | None = None) -> Iterator[Row]:
     Raises:
         DataFileError: The file cannot be read, or a row cannot be; names file and line.
     """
-    name = name or str(path)
     try:
         # A pipe would be empty at the second reading, and a device may never end.
         if path.exists() and not (path.is_file() or path.is_dir()):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from laplace_lora.data.files import Row
+from laplace_lora.data.sources import Style
 from laplace_lora.data.templates import CHOICES_SHAPE, SHAPES, RowFormat, Shape, row_format
 
 #: ``single``: a text, or a pair that the tokenizer joins. ``choices``: the second text once per entry of the row's
@@ -20,7 +21,7 @@ ANSWER_SHAPES: tuple[Shape, ...] = (
     (("passage", "question", "choices"), RowFormat("{{ passage }} " + _PROMPT + _LISTED)),
     (
         ("passage", "question"),
-        RowFormat("Answer the question with only True or False: {{ question }} Context: {{ passage }}"),
+        RowFormat("Answer the question with only True or False: {{ question }} Context: {{ passage }}{{ eos_token }}"),
     ),
     (("question", "choices"), RowFormat(_PROMPT + _LISTED)),
     (("premise", "hypothesis"), RowFormat("{{ premise }}\n{{ hypothesis }}\nAnswer:")),
@@ -65,12 +66,14 @@ class Layout:
         parts: What the two texts are to each other.
         labels: Whether rows need a label: ``class`` (an index or name), ``real`` (a number), ``none``.
         keep_end: Whether too long inputs lose their beginning: what is read is at their end.
+        style: What sources that write their rows out themselves call this.
     """
 
     shapes: tuple[Shape, ...] = SHAPES
     parts: Parts = "single"
     labels: Literal["class", "real", "none"] = "class"
     keep_end: bool = False
+    style: Style = "other"
 
     def recognise(self, row: Row, name: str, pairs: bool) -> RowFormat:
         """Recognise the shape of a file by its first row.
@@ -99,13 +102,13 @@ class Layout:
         return next(fitting, None) or next(seconds, None)
 
 
-CLASSES = Layout()
+CLASSES = Layout(style="class")
 _OF_READOUT: dict[tuple[str, bool], Layout] = {
     ("class_logits", False): CLASSES,
     ("scalar", False): Layout(labels="real"),
-    ("answer_tokens", False): Layout(ANSWER_SHAPES, keep_end=True),
-    ("option_scores", True): Layout(_ENCODER_OPTIONS, "choices"),
-    ("option_scores", False): Layout(_LANGUAGE_OPTIONS, "choices", keep_end=True),
+    ("answer_tokens", False): Layout(ANSWER_SHAPES, keep_end=True, style="answers"),
+    ("option_scores", True): Layout(_ENCODER_OPTIONS, "choices", style="encoder-options"),
+    ("option_scores", False): Layout(_LANGUAGE_OPTIONS, "choices", keep_end=True, style="options"),
     ("pairwise_reward", False): Layout(_PAIRS, "pair", "none", keep_end=True),
     ("next_token", False): Layout(_COMPLETIONS, "continuation", "none", keep_end=True),
 }
@@ -138,7 +141,8 @@ def default_answers(form: RowFormat, row: Row, names: tuple[str, ...] | None, mo
         classes; None if there are none.
     """
     for fields, known in ANSWER_SHAPES:
-        if form == known and fields in ANSWERS:
+        # Which token closes the prompt is the tokenizer's own.
+        if fields in ANSWERS and form.template.startswith(known.template.removesuffix("{{ eos_token }}")):
             return ANSWERS[fields]
         if form == known and set(CHOICES_SHAPE) <= set(fields):
             return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: max(most, 2)])

@@ -2,15 +2,15 @@
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from laplace_lora.data.files import Row, open_rows
+from laplace_lora.data.files import Row
 from laplace_lora.data.labels import LabelReader, NoLabels, RealReader
 from laplace_lora.data.layouts import CLASSES, Layout
-from laplace_lora.data.templates import RowFormat
+from laplace_lora.data.sources import RowSource, Source, open_rows
+from laplace_lora.data.templates import RowFormat, close_template, join_pair
 from laplace_lora.errors import DataFileError
 
 Labels = Literal["required", "optional", "ignored"]
@@ -48,7 +48,7 @@ class DataFile:
     """A file whose every row is known to be good. Its rows are read again whenever they are wanted.
 
     Attributes:
-        path: The file.
+        source: Where its rows are.
         name: What messages call it.
         form: How its rows become text.
         labels: Reads its labels; None where they are ignored.
@@ -60,7 +60,7 @@ class DataFile:
         fewest_choices: Choices of the row that has fewest.
     """
 
-    path: Path
+    source: Source
     name: str
     form: RowFormat
     labels: Reader | None
@@ -73,7 +73,7 @@ class DataFile:
 
     def __iter__(self) -> Iterator[Example]:
         """Yield the rows in order."""
-        return _examples(self.path, self.name, self.form, self.labels, self.layout)
+        return _examples(self.source, self.name, self.form, self.labels, self.layout)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -86,7 +86,7 @@ class DataFile:
 
 
 def scan(
-    path: Path,
+    source: Source,
     reader: Reader,
     *,
     layout: Layout = CLASSES,
@@ -95,18 +95,20 @@ def scan(
     labels: Labels = "required",
     name: str | None = None,
     progress: bool = False,
+    eos_token: str | None = None,
 ) -> DataFile:
     """Check a whole file, one row at a time.
 
     Args:
-        path: The file.
+        source: The file, or something else with rows.
         reader: Reads labels.
         layout: What a row's texts are to each other.
-        form: How rows become text; recognised from the first row if not given.
+        form: How rows become text; as the source says, or recognised from the first row, if not given.
         pairs: Whether the tokenizer puts something between two texts.
         labels: Whether every row must have one; with ``optional``, all or none.
         name: What messages call the file; its path if not given.
         progress: Whether to show a progress bar once a second has gone by.
+        eos_token: The tokenizer's end-of-sequence token, for templates that end in it.
 
     Returns:
         The file.
@@ -114,18 +116,23 @@ def scan(
     Raises:
         DataFileError: The file is empty, or a row is bad; names file and line.
     """
-    name = name or str(path)
+    name = name or str(source)
     counts = [0] * (reader.classes if isinstance(reader, LabelReader) else 0)
     total = labelled = most = 0
     fewest: int | None = None
     used = None if labels == "ignored" else reader
     if form is None:
-        first = next(open_rows(path, name), None)
+        first = next(open_rows(source, name), None)
         if first is None:
             raise DataFileError(f"{name} has no rows; give a file with at least one example.")
-        form = layout.recognise(first, name, pairs)
+        own = source.form(layout.style) if isinstance(source, RowSource) else None
+        if own is None:
+            form = layout.recognise(first, name, pairs)
+        else:
+            form = own if pairs or layout.parts != "single" else join_pair(own)
+    form = close_template(form, eos_token, name)
     form.fields()  # a malformed template is not the first row's fault
-    rows = _examples(path, name, form, used, layout)
+    rows = _examples(source, name, form, used, layout)
     for example in tqdm(rows, desc=f"check {name}", unit="row", delay=1.0, disable=not progress):
         total += 1
         most = max(most, example.listed)
@@ -141,11 +148,11 @@ def scan(
     if total == 0:
         raise DataFileError(f"{name} has no rows; give a file with at least one example.")
     has_labels = labelled > 0 or (layout.labels == "none" and labels != "ignored")
-    return DataFile(path, name, form, used, total, tuple(counts), layout, has_labels, most, fewest or 0)
+    return DataFile(source, name, form, used, total, tuple(counts), layout, has_labels, most, fewest or 0)
 
 
-def _examples(path: Path, name: str, form: RowFormat, reader: Reader | None, layout: Layout) -> Iterator[Example]:
-    for row in open_rows(path, name):
+def _examples(source: Source, name: str, form: RowFormat, reader: Reader | None, layout: Layout) -> Iterator[Example]:
+    for row in open_rows(source, name):
         label = reader.read(row, name) if reader is not None else None
         if layout.parts == "choices":
             text, choices = form.render_choices(row, name)

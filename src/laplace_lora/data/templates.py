@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +120,44 @@ class RowFormat:
         return (self.template,) if self.pair_template is None else (self.template, self.pair_template)
 
 
+def join_pair(form: RowFormat) -> RowFormat:
+    """Make one text of two, for tokenizers that put nothing between them.
+
+    Args:
+        form: Of one text or two.
+
+    Returns:
+        Of one text.
+    """
+    return form if form.pair_template is None else RowFormat(f"{form.template}\n{form.pair_template}")
+
+
+def close_template(form: RowFormat, eos_token: str | None, name: str) -> RowFormat:
+    """Put the tokenizer's end-of-sequence token where a template asks for it by ``{{ eos_token }}``.
+
+    Args:
+        form: The templates.
+        eos_token: The token; None where the tokenizer has none.
+        name: What messages call the data.
+
+    Returns:
+        Templates with the token itself, which is what is saved: it belongs to the adapter's tokenizer.
+
+    Raises:
+        DataFileError: There is no such token, or it cannot stand in a template.
+    """
+    if not any(_EOS.search(source) for source in (form.template, form.pair_template or "")):
+        return form
+    if eos_token is None or "{" in eos_token:
+        raise DataFileError(
+            f"the prompt of {name} ends in an end-of-sequence token, and the tokenizer has none; give --template."
+        )
+    # A function, since a token may hold backslashes.
+    pair = None if form.pair_template is None else _EOS.sub(lambda _: eos_token, form.pair_template)
+    return RowFormat(_EOS.sub(lambda _: eos_token, form.template), pair)
+
+
+_EOS = re.compile(r"\{\{\s*eos_token\s*\}\}")
 _CHOICES = RowFormat("{{ question }}{% for choice in choices %}\n{{ letters[loop.index0] }}. {{ choice }}{% endfor %}")
 _LISTING_END = "{% endfor %}"
 #: Fields of the shapes that data files come in, and how each is written out. The first that fits counts.
@@ -149,9 +188,7 @@ def row_format(row: Row, name: str, pairs: bool, shapes: Sequence[Shape] = SHAPE
     """
     for fields, form in shapes:
         if all(field in row.fields for field in fields):
-            if form.pair_template is None or pairs:
-                return form
-            return RowFormat(f"{form.template}\n{form.pair_template}")
+            return form if pairs else join_pair(form)
     known = " or ".join("+".join(fields) for fields, _ in shapes)
     raise DataFileError(
         f"{name}:{row.line} has the fields {_found(row)}; name them {known}, or give train or fit a --template."

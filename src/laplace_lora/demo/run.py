@@ -11,7 +11,7 @@ import numpy as np
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.demo.encoder import encoder_folder
 from laplace_lora.demo.training import batches, train_adapter
-from laplace_lora.evaluation import Comparison, Predictions, compare, write_picture, write_report
+from laplace_lora.evaluation import Comparison, Predictions, Probabilities, compare, write_picture, write_report
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.tasks import LABEL_NAMES, Review, make_splits
 
@@ -147,7 +147,10 @@ def run_seed(config: DemoConfig, seed: int, out: Path, *, command: str, progress
     lap("predict")
     truth = np.array([[1.0 - review.probability, review.probability] for review in splits["test"]])
     labels = np.array([review.label for review in splits["test"]])
-    methods = {"map": predictive["map_probabilities"], "laplace": predictive["probabilities"]}
+    methods = {
+        "map": Probabilities(predictive["map_probabilities"]),
+        "laplace": Probabilities(predictive["probabilities"]),
+    }
     comparison = compare(methods, labels, truth)
     predictions = Predictions(
         labels=labels,

@@ -43,11 +43,11 @@ def seeds_table(results: Sequence[SeedResult]) -> str:
         results: In order of the seeds.
 
     Returns:
-        Lines of text: MAP -> Laplace for every metric, and which bars are met.
+        Lines of text: number of test sentences, MAP -> Laplace for every metric, and which bars are met.
     """
     head = (
-        f"{'seed':>4}  {'train acc.':>10}  {'accuracy':>13}  {'NLL':>13}  {'KL to truth':>13}  {'ECE':>13}  "
-        f"{'floor':>5}  bars"
+        f"{'seed':>4}  {'test n':>6}  {'train acc.':>10}  {'accuracy':>13}  {'NLL':>13}  {'KL to truth':>13}  "
+        f"{'ECE':>13}  {'floor':>5}  bars"
     )
     lines = [head, "-" * len(head)]
     for result in results:
@@ -56,7 +56,8 @@ def seeds_table(results: Sequence[SeedResult]) -> str:
         cells = "  ".join(f"{a:.3f} > {b:.3f}".rjust(13) for a, b in pairs)
         missed = [str(i + 1) for i, met in enumerate(bars_met(result)) if not met]
         outcome = "all met" if not missed else f"missed: {', '.join(missed)}"
-        lines.append(f"{result.seed:>4}  {result.train_accuracy:>10.3f}  {cells}  {after.ece_floor:>5.3f}  {outcome}")
+        start = f"{result.seed:>4}  {result.comparison.n:>6}  {result.train_accuracy:>10.3f}"
+        lines.append(f"{start}  {cells}  {after.ece_floor:>5.3f}  {outcome}")
     lines += [f"bar {i + 1}: {bar}" for i, bar in enumerate(BARS)]
     return "\n".join(lines)
 

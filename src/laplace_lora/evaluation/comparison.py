@@ -11,6 +11,7 @@ from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation import bootstrap, metrics, selective
 from laplace_lora.evaluation.bootstrap import Interval, finite_or_none, percentile_interval
 from laplace_lora.evaluation.metrics import FloatArray, IntArray
+from laplace_lora.evaluation.outputs import ProbabilitiesLike
 from laplace_lora.evaluation.resampled import resampled_figures
 
 #: What differences are computed of; ``kl`` where the truth is known.
@@ -116,7 +117,7 @@ class Comparison:
         }
 
 
-def score(probabilities: ArrayLike, labels: ArrayLike, truth: ArrayLike | None = None) -> Scores:
+def score(probabilities: ProbabilitiesLike, labels: ArrayLike, truth: ProbabilitiesLike | None = None) -> Scores:
     """Compute every metric.
 
     Args:
@@ -146,9 +147,9 @@ def score(probabilities: ArrayLike, labels: ArrayLike, truth: ArrayLike | None =
 
 
 def compare(
-    methods: Mapping[str, ArrayLike],
+    methods: Mapping[str, ProbabilitiesLike],
     labels: ArrayLike,
-    truth: ArrayLike | None = None,
+    truth: ProbabilitiesLike | None = None,
     reference: str = "map",
     *,
     subject: str | None = None,
@@ -217,7 +218,7 @@ def compare(
     )
 
 
-def _same_shape(methods: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
+def _same_shape(methods: Mapping[str, ProbabilitiesLike]) -> dict[str, FloatArray]:
     """Check each method's probabilities.
 
     Args:

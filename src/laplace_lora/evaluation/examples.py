@@ -7,11 +7,12 @@ import numpy as np
 
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.metrics import FloatArray, IntArray, check_labels, check_probabilities, entropies
+from laplace_lora.evaluation.outputs import ProbabilitiesLike
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What methods say about the same examples, and what is known of the truth. Array-likes are turned into arrays.
+    """What methods say about the same examples, and what is known of the truth. Whatever is given becomes arrays.
 
     Attributes:
         labels: (N,) class numbers.
@@ -23,10 +24,10 @@ class Predictions:
     """
 
     labels: IntArray
-    methods: Mapping[str, FloatArray]
+    methods: Mapping[str, ProbabilitiesLike]
     label_names: Sequence[str]
     texts: Sequence[str] | None = None
-    truth: FloatArray | None = None
+    truth: ProbabilitiesLike | None = None
     epistemic: FloatArray | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +76,9 @@ class Predictions:
             raise LaplaceLoRAError(
                 f"there are no predictions of {method!r}; give them beside those of {', '.join(self.methods)}."
             )
-        return self.methods[method]
+        values = self.methods[method]
+        assert isinstance(values, np.ndarray)  # made so above
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,6 @@ def _shown(predictions: Predictions, i: int, predicted: int) -> Shown:
         label=predictions.label_names[int(predictions.labels[i])],
         predicted=predictions.label_names[predicted],
         probabilities={name: float(predictions.probabilities(name)[i, predicted]) for name in predictions.methods},
-        truth=None if predictions.truth is None else float(predictions.truth[i, predicted]),
+        truth=None if predictions.truth is None else float(np.asarray(predictions.truth)[i, predicted]),
         epistemic=None if predictions.epistemic is None else float(predictions.epistemic[i]),
     )

@@ -145,7 +145,7 @@ def figures_table(figures: Figures, descriptions: Mapping[str, str]) -> str:
     """
     names = list(figures.methods)
     width = max(len(text) for text in descriptions.values())
-    lines = [" " * width + "".join(f"  {name:>28}" for name in names)]
+    lines = [f"{f'n = {figures.n:,}':<{width}}" + "".join(f"  {name:>28}" for name in names)]
     for metric, text in descriptions.items():
         cells = "".join(f"  {written(figures.methods[name].get(metric)):>28}" for name in names)
         lines.append(f"{text:<{width}}{cells}")

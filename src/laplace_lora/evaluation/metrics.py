@@ -1,7 +1,8 @@
 """How good predicted probabilities are: accuracy, log loss, Brier score, calibration error, divergence from the truth.
 
 Every function takes *probabilities*, never logits, and refuses rows that do not sum to one: a soft-max applied once
-too often, or not at all, is the commonest way to publish a wrong calibration figure. Use :func:`softmax` on logits.
+too often, or not at all, is the commonest way to publish a wrong calibration figure. Of logits,
+:class:`laplace_lora.evaluation.outputs.Logits` makes probabilities.
 
 Shapes: N examples, K classes. Everything is computed in float64.
 """
@@ -12,8 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.evaluation.outputs import FloatArray as FloatArray
+from laplace_lora.evaluation.outputs import Logits, Probabilities, ProbabilitiesLike, require_logits
+from laplace_lora.evaluation.outputs import check_probabilities as check_probabilities
 
-FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 #: Bins of the calibration error, as in Yang et al. (ICLR 2024) and Guo et al. (ICML 2017).
@@ -21,8 +24,6 @@ ECE_BINS = 15
 #: Simulated label sets behind :func:`ece_floor` and :func:`calibrated_band`.
 FLOOR_DRAWS = 1000
 
-# Rows of float32 soft-max outputs sum to one within a few 1e-7; half-precision ones within 1e-3.
-_SUM_TOLERANCE = 2e-3
 # Elements of one block of simulated outcomes: 32 MiB of float64.
 _BLOCK_ELEMENTS = 2**22
 
@@ -42,46 +43,24 @@ class Reliability(NamedTuple):
     confidence: FloatArray
     accuracy: FloatArray
 
-
-def softmax(logits: ArrayLike) -> FloatArray:
-    """Turn logits into probabilities.
-
-    Args:
-        logits: (N, K) real numbers, unnormalised.
-
-    Returns:
-        (N, K) probabilities, float64.
-    """
-    values = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(values - values.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    @property
+    def ece(self) -> float:
+        """The calibration error of these bins."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.where(self.counts > 0, self.counts * gaps, 0.0).sum() / self.counts.sum())
 
 
-def check_probabilities(probabilities: ArrayLike, name: str = "probabilities") -> FloatArray:
-    """Return probabilities as float64, or refuse what cannot be probabilities.
+def softmax(logits: Logits) -> Probabilities:
+    """Turn logits into probabilities; see :meth:`Logits.softmax`.
 
     Args:
-        probabilities: (N, K) numbers.
-        name: What the error calls them.
+        logits: (N, K) typed logits; a bare array, which may hold anything, is refused.
 
     Returns:
-        (N, K) float64, unchanged in value.
-
-    Raises:
-        LaplaceLoRAError: Not a matrix of N > 0 rows; an entry is negative or not finite; a row does not sum to one.
+        (N, K) probabilities.
     """
-    values = np.asarray(probabilities, dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise LaplaceLoRAError(f"{name} has shape {values.shape}; give a non-empty matrix, one row per example.")
-    good = np.isfinite(values).all(axis=1) & (values >= 0.0).all(axis=1)
-    good &= np.abs(values.sum(axis=1) - 1.0) <= _SUM_TOLERANCE
-    if not good.all():
-        row = int(np.argmin(good))
-        raise LaplaceLoRAError(
-            f"row {row} of {name}, {values[row].tolist()}, is no probability distribution; "
-            "if the array holds logits, pass softmax(logits)."
-        )
-    return values
+    require_logits(logits, "softmax")
+    return logits.softmax()
 
 
 def check_labels(labels: ArrayLike, examples: int, classes: int) -> IntArray:
@@ -108,13 +87,13 @@ def check_labels(labels: ArrayLike, examples: int, classes: int) -> IntArray:
     return values.astype(np.int64)
 
 
-def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, IntArray]:
+def _checked(probabilities: ProbabilitiesLike, labels: ArrayLike) -> tuple[FloatArray, IntArray]:
     """Check probabilities and labels together; see the two checks above."""
     values = check_probabilities(probabilities)
     return values, check_labels(labels, *values.shape)
 
 
-def correct(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
+def correct(probabilities: ProbabilitiesLike, labels: ArrayLike) -> FloatArray:
     """Whether the most probable class is the label (the first one, where several are equally probable).
 
     Args:
@@ -128,7 +107,7 @@ def correct(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
     return (values.argmax(axis=1) == numbers).astype(np.float64)
 
 
-def log_losses(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
+def log_losses(probabilities: ProbabilitiesLike, labels: ArrayLike) -> FloatArray:
     """Negative log-likelihood of every label, -log p_n[y_n], in nats; infinite where the label was called impossible.
 
     Args:
@@ -143,7 +122,7 @@ def log_losses(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
         return np.asarray(-np.log(values[np.arange(len(numbers)), numbers]))
 
 
-def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
+def brier_scores(probabilities: ProbabilitiesLike, labels: ArrayLike) -> FloatArray:
     """Squared distance to the label, sum_k (p_nk - [y_n = k])^2, between 0 and 2 (Brier, 1950).
 
     Args:
@@ -157,7 +136,7 @@ def brier_scores(probabilities: ArrayLike, labels: ArrayLike) -> FloatArray:
     return np.asarray(((values - np.eye(values.shape[1])[numbers]) ** 2).sum(axis=1))
 
 
-def kl_divergences(true_probabilities: ArrayLike, probabilities: ArrayLike) -> FloatArray:
+def kl_divergences(true_probabilities: ProbabilitiesLike, probabilities: ProbabilitiesLike) -> FloatArray:
     """Divergence from the truth, KL(p_true || p_model) = sum_k p_true log(p_true / p_model), in nats.
 
     Args:
@@ -179,7 +158,7 @@ def kl_divergences(true_probabilities: ArrayLike, probabilities: ArrayLike) -> F
     return np.asarray(np.where(truth > 0.0, terms, 0.0).sum(axis=1))
 
 
-def entropies(probabilities: ArrayLike) -> FloatArray:
+def entropies(probabilities: ProbabilitiesLike) -> FloatArray:
     """Entropy of every row, -sum_k p log p, in nats; 0 log 0 is 0.
 
     Args:
@@ -193,7 +172,7 @@ def entropies(probabilities: ArrayLike) -> FloatArray:
     return np.asarray(0.0 - (values * logarithms).sum(axis=1))
 
 
-def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+def accuracy(probabilities: ProbabilitiesLike, labels: ArrayLike) -> float:
     """Share of examples whose most probable class is the label.
 
     Args:
@@ -206,7 +185,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(correct(probabilities, labels).mean())
 
 
-def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
+def nll(probabilities: ProbabilitiesLike, labels: ArrayLike) -> float:
     """Mean of :func:`log_losses`.
 
     Args:
@@ -219,7 +198,7 @@ def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(log_losses(probabilities, labels).mean())
 
 
-def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+def brier(probabilities: ProbabilitiesLike, labels: ArrayLike) -> float:
     """Mean of :func:`brier_scores`.
 
     Args:
@@ -232,7 +211,7 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(brier_scores(probabilities, labels).mean())
 
 
-def kl(true_probabilities: ArrayLike, probabilities: ArrayLike) -> float:
+def kl(true_probabilities: ProbabilitiesLike, probabilities: ProbabilitiesLike) -> float:
     """Mean of :func:`kl_divergences`.
 
     Args:
@@ -260,7 +239,7 @@ def bin_of(confidence: FloatArray, bins: int) -> IntArray:
     return np.digitize(confidence, inner, right=True).astype(np.int64)
 
 
-def bin_gaps(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> FloatArray:
+def bin_gaps(probabilities: ProbabilitiesLike, labels: ArrayLike, bins: int = ECE_BINS) -> FloatArray:
     """Each example's share in the calibration error of its bin.
 
     ECE = sum_b | sum_n G_nb | / N with G_nb = (correct_n - confidence_n) [n in bin b]. The matrix is what a bootstrap
@@ -281,7 +260,7 @@ def bin_gaps(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) 
     return gaps
 
 
-def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
+def ece(probabilities: ProbabilitiesLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
     """Expected calibration error, sum_b (n_b / N) |accuracy_b - confidence_b| (Naeini et al., AAAI 2015).
 
     Confidence is the largest probability of a row. Bins are of equal width and closed on the right, and a confidence
@@ -299,7 +278,7 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> fl
     return float(np.abs(gaps.sum(axis=0)).sum() / len(gaps))
 
 
-def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> Reliability:
+def reliability(probabilities: ProbabilitiesLike, labels: ArrayLike, bins: int = ECE_BINS) -> Reliability:
     """Sort predictions by confidence and compare with what came true.
 
     Args:
@@ -308,19 +287,32 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BIN
         bins: Number of equal, right-closed bins.
 
     Returns:
-        The diagram's numbers; ``sum(counts * |accuracy - confidence|) / N`` is :func:`ece`.
+        The diagram's numbers; its ``ece`` is :func:`ece`.
     """
     values, numbers = _checked(probabilities, labels)
-    confidence = values.max(axis=1)
+    return binned(values.max(axis=1), correct(values, numbers), bins)
+
+
+def binned(confidence: FloatArray, hits: FloatArray, bins: int = ECE_BINS) -> Reliability:
+    """Sort predictions whose other classes are not held, such as tokens of a large vocabulary.
+
+    Args:
+        confidence: (N,) probability of the likeliest class.
+        hits: (N,) 1.0 where it is the label, else 0.0.
+        bins: Number of equal, right-closed bins.
+
+    Returns:
+        As :func:`reliability`.
+    """
     index = bin_of(confidence, bins)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(index, weights=confidence, minlength=bins) / count
-        mean_accuracy = np.bincount(index, weights=correct(values, numbers), minlength=bins) / count
+        mean_accuracy = np.bincount(index, weights=hits, minlength=bins) / count
     return Reliability(np.linspace(0.0, 1.0, bins + 1), count.astype(np.int64), mean_confidence, mean_accuracy)
 
 
-def ece_floor(probabilities: ArrayLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0) -> float:
+def ece_floor(probabilities: ProbabilitiesLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0) -> float:
     """The calibration error that sampling alone would produce.
 
     With n_b examples in a bin, the accuracy of even a perfectly calibrated model misses its confidence by about
@@ -338,11 +330,11 @@ def ece_floor(probabilities: ArrayLike, bins: int = ECE_BINS, draws: int = FLOOR
         A number between 0 and 1.
     """
     hits, promised, _ = _calibrated_hits(probabilities, bins, draws, seed)
-    return float(np.abs(hits - promised).sum(axis=1).mean() / len(np.asarray(probabilities)))
+    return float(np.abs(hits - promised).sum(axis=1).mean() / len(check_probabilities(probabilities)))
 
 
 def calibrated_band(
-    probabilities: ArrayLike, bins: int = ECE_BINS, level: float = 0.95, draws: int = FLOOR_DRAWS, seed: int = 0
+    probabilities: ProbabilitiesLike, bins: int = ECE_BINS, level: float = 0.95, draws: int = FLOOR_DRAWS, seed: int = 0
 ) -> tuple[FloatArray, FloatArray]:
     """Where the accuracy of each bin would lie if the model were perfectly calibrated.
 
@@ -363,7 +355,7 @@ def calibrated_band(
 
 
 def _calibrated_hits(
-    probabilities: ArrayLike, bins: int, draws: int, seed: int
+    probabilities: ProbabilitiesLike, bins: int, draws: int, seed: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Count right predictions per bin in simulated worlds where the model is calibrated.
 

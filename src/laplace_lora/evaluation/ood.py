@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.bootstrap import RANK_RESAMPLES, Interval, percentile_interval, resampling_counts
 from laplace_lora.evaluation.metrics import FloatArray, IntArray, check_probabilities, entropies
+from laplace_lora.evaluation.outputs import ProbabilitiesLike
 
 #: Share of in-distribution examples that is to be accepted where the false positive rate is read off.
 TRUE_POSITIVE_RATE = 0.95
@@ -71,8 +72,8 @@ class OutOfDistribution:
 
 
 def ood_scores(
-    in_distribution: Mapping[str, ArrayLike],
-    out: Mapping[str, ArrayLike],
+    in_distribution: Mapping[str, ProbabilitiesLike],
+    out: Mapping[str, ProbabilitiesLike],
     *,
     in_mutual_information: Mapping[str, ArrayLike] | None = None,
     out_mutual_information: Mapping[str, ArrayLike] | None = None,
@@ -160,8 +161,8 @@ class _Separation:
 
 
 def _scores(
-    inside: Mapping[str, ArrayLike],
-    outside: Mapping[str, ArrayLike],
+    inside: Mapping[str, ProbabilitiesLike],
+    outside: Mapping[str, ProbabilitiesLike],
     inside_information: Mapping[str, ArrayLike],
     outside_information: Mapping[str, ArrayLike],
 ) -> dict[str, dict[str, tuple[FloatArray, FloatArray]]]:

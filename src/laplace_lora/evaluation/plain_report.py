@@ -8,6 +8,7 @@ from laplace_lora.evaluation.figures import Figures, written
 from laplace_lora.evaluation.metrics import FloatArray
 from laplace_lora.evaluation.names import method_name
 from laplace_lora.evaluation.report_sections import details_section
+from laplace_lora.evaluation.side_by_side import OWN_SPLIT_NOTE, DataSet
 from laplace_lora.evaluation.svg import Frame
 
 Curves = Mapping[str, tuple[FloatArray, FloatArray]]
@@ -23,6 +24,7 @@ def plain_report(
     caption: str = "",
     axes: tuple[str, str] = ("", ""),
     details: Sequence[tuple[str, object]] = (),
+    data: DataSet | None = None,
 ) -> str:
     """Write the page; every text that comes from outside is escaped.
 
@@ -35,6 +37,7 @@ def plain_report(
         caption: What the drawing shows.
         axes: Words for its axes.
         details: Names and values for a closing table.
+        data: What the figures are from.
 
     Returns:
         HTML without any outside resource or script.
@@ -51,6 +54,8 @@ def plain_report(
         + "</tr>"
         for metric, text in descriptions.items()
     ]
+    where = "" if data is None else f"{escape(data.title)}: "
+    own = f'<p class="note">{OWN_SPLIT_NOTE}.</p>' if data is not None and data.own_split else ""
     drawing = _drawing(curves, caption, axes) if curves else ""
     return f"""{_head(title)}
 <main>
@@ -58,10 +63,11 @@ def plain_report(
 <h1>{escape(title)}</h1>
 {drawing}
 <h2>Figures</h2>
-<p class="note">On {figures.n:,} examples; in brackets 95 % percentile bootstrap intervals over examples.</p>
+<p class="note">{where}{figures.n:,} examples; in brackets 95 % percentile bootstrap intervals over examples.</p>
 <div class="scroll"><table class="numbers"><thead><tr>{head}</tr></thead><tbody>
 {chr(10).join(rows)}
 </tbody></table></div>
+{own}
 {details_section(details)}
 </main>
 </body>

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from laplace_lora.evaluation.metrics import FloatArray, IntArray, check_probabilities, correct
+from laplace_lora.evaluation.outputs import ProbabilitiesLike
 
 
 class Ranking(NamedTuple):
@@ -47,7 +48,7 @@ class Groups(NamedTuple):
     wrong_so_far: FloatArray
 
 
-def rank(probabilities: ArrayLike, labels: ArrayLike) -> Ranking:
+def rank(probabilities: ProbabilitiesLike, labels: ArrayLike) -> Ranking:
     """Sort examples by their largest probability.
 
     Args:

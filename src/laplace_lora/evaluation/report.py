@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -13,7 +12,9 @@ from laplace_lora.evaluation import report_sections as sections
 from laplace_lora.evaluation.comparison import Comparison
 from laplace_lora.evaluation.examples import Predictions
 from laplace_lora.evaluation.ood import OutOfDistribution
+from laplace_lora.evaluation.side_by_side import Line
 from laplace_lora.evaluation.verdict import verdict_parts
+from laplace_lora.evaluation.whole import write_whole
 
 
 def write_report(
@@ -25,6 +26,7 @@ def write_report(
     subtitle: str = "",
     footer: str = "",
     out_of_distribution: Mapping[str, OutOfDistribution] | None = None,
+    data_sets: Sequence[Line] = (),
     details: Sequence[tuple[str, object]] = (),
 ) -> pathlib.Path:
     """Write the report, whole or not at all.
@@ -37,13 +39,12 @@ def write_report(
         subtitle: A sentence on model and data, below the verdict.
         footer: A closing remark, such as the command that made the report.
         out_of_distribution: Detection of outside data sets, by the name of the data set.
+        data_sets: Methods on every data set, the one compared first.
         details: Names and values for a closing table: prior precision, seconds, versions, data files.
 
     Returns:
         The path.
     """
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     text = render(
         comparison,
         predictions,
@@ -51,16 +52,10 @@ def write_report(
         subtitle=subtitle,
         footer=footer,
         out_of_distribution=out_of_distribution,
+        data_sets=data_sets,
         details=details,
     )
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-    ) as handle:
-        handle.write(text)
-    # NamedTemporaryFile makes files private; a report is to be passed around.
-    pathlib.Path(handle.name).chmod(0o644)
-    pathlib.Path(handle.name).replace(target)
-    return target
+    return write_whole(path, text.encode())
 
 
 def render(
@@ -71,6 +66,7 @@ def render(
     subtitle: str = "",
     footer: str = "",
     out_of_distribution: Mapping[str, OutOfDistribution] | None = None,
+    data_sets: Sequence[Line] = (),
     details: Sequence[tuple[str, object]] = (),
 ) -> str:
     """Make the page; every text that comes from outside is escaped.
@@ -82,6 +78,7 @@ def render(
         subtitle: A sentence on model and data.
         footer: A closing remark.
         out_of_distribution: Detection of outside data sets, by name.
+        data_sets: Methods on every data set, the one compared first.
         details: Names and values for a closing table.
 
     Returns:
@@ -108,6 +105,7 @@ def render(
         reliability=sections.reliability_figures(comparison, predictions),
         histograms=sections.histogram_figures(predictions, comparison),
         metrics=sections.metric_table(comparison),
+        data_sets=sections.data_sets_section(data_sets),
         differences=sections.difference_section(comparison),
         risk_coverage=sections.risk_coverage_figure(comparison, predictions),
         out_of_distribution=sections.out_of_distribution_section(comparison, out_of_distribution or {}),

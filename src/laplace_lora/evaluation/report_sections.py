@@ -8,8 +8,10 @@ import numpy as np
 from laplace_lora.evaluation import metrics, selective
 from laplace_lora.evaluation.comparison import FEWEST_TO_JUDGE, Comparison
 from laplace_lora.evaluation.examples import Predictions, Shown, confidently_wrong, most_uncertain
+from laplace_lora.evaluation.markup import html_cell, html_table
 from laplace_lora.evaluation.names import method_description, method_name
 from laplace_lora.evaluation.ood import OutOfDistribution
+from laplace_lora.evaluation.side_by_side import DETECTED_BY, Line, html_side_by_side
 from laplace_lora.evaluation.svg import lowest_shown, reliability_svg
 from laplace_lora.evaluation.svg_curves import histogram_svg, risk_coverage_svg
 from laplace_lora.evaluation.tables import Cell, contrasts, difference_cell, ends, metrics_shown, number, value_cell
@@ -107,7 +109,7 @@ def metric_table(comparison: Comparison) -> str:
         kind = ' class="sub"' if metric.name.startswith(" ") else ""
         better = {True: "lower is better", False: "higher is better", None: ""}[metric.less_is_better]
         note = "; ".join(part for part in (better, metric.note) if part)
-        cells = "".join(_cell(value_cell(comparison, name, metric)) for name in comparison.methods)
+        cells = "".join(html_cell(value_cell(comparison, name, metric)) for name in comparison.methods)
         lines.append(f"<tr{kind}><td>{metric.name.strip()}<small>{note}</small></td>{cells}</tr>")
     remarks = [
         f"{escape(method_name(name))} gave {scores.impossible} of {comparison.n} labels probability zero: its log loss "
@@ -118,7 +120,7 @@ def metric_table(comparison: Comparison) -> str:
     if any(scores.auroc is None for scores in comparison.methods.values()):
         remarks.append("Error detection is not defined (n/a) where all predictions are right or all are wrong.")
     below = "".join(f'<p class="note">{remark}</p>' for remark in remarks)
-    return _table("All metrics", head, lines) + below
+    return html_table("All metrics", head, lines) + below
 
 
 def difference_section(comparison: Comparison) -> str:
@@ -140,7 +142,9 @@ def difference_section(comparison: Comparison) -> str:
             continue
         cells = [difference_cell(comparison, pair, metric) for pair in pairs]
         lines.append(
-            f"<tr><td>{metric.name}</td>" + "".join(_cell(cell) if cell else "<td></td>" for cell in cells) + "</tr>"
+            f"<tr><td>{metric.name}</td>"
+            + "".join(html_cell(cell) if cell else "<td></td>" for cell in cells)
+            + "</tr>"
         )
     few = (
         f" {comparison.n} examples are too few for these intervals to be trusted, so nothing is called better or worse."
@@ -150,7 +154,29 @@ def difference_section(comparison: Comparison) -> str:
     return (
         "<h3>Differences</h3>\n<p class='note'>Each column is the first method minus the second, on the same examples, "
         "with 95 % paired bootstrap intervals. Better or worse is said only where the interval excludes zero. The "
-        f"intervals do not cover the luck of another training run.{few}</p>\n" + _table("Differences", head, lines)
+        f"intervals do not cover the luck of another training run.{few}</p>\n" + html_table("Differences", head, lines)
+    )
+
+
+def data_sets_section(lines: Sequence[Line]) -> str:
+    """Write the methods on every data set.
+
+    Args:
+        lines: One per data set and method.
+
+    Returns:
+        A section; empty where there are none.
+    """
+    if not lines:
+        return ""
+    apart = any("detection" in line.figures for line in lines)
+    note = (
+        f" Told apart: the chance that an evaluated example is surer, by its {DETECTED_BY}, than one of these."
+        if apart
+        else ""
+    )
+    return (
+        f"<h3>By data set</h3>\n<p class='note'>Every method on every data set.{note}</p>\n{html_side_by_side(lines)}"
     )
 
 
@@ -187,7 +213,7 @@ def risk_coverage_figure(comparison: Comparison, predictions: Predictions) -> st
         values = "".join(f'<td class="share">{cell}</td>' for cell in cells)
         lines.append(f"<tr><td>{_method(comparison, name)}</td>{values}</tr>")
     figure = f'<figure class="wide"><div class="legend">{legend}</div>{picture}</figure>'
-    return figure + "\n" + _table("Error by coverage", head, lines)
+    return figure + "\n" + html_table("Error by coverage", head, lines)
 
 
 def out_of_distribution_section(comparison: Comparison, results: Mapping[str, OutOfDistribution]) -> str:
@@ -214,10 +240,10 @@ def out_of_distribution_section(comparison: Comparison, results: Mapping[str, Ou
             known = method in comparison.methods
             title = _method(comparison, method) if known else escape(method_name(method))
             for by, detection in detections.items():
-                cells = "".join(_cell(Cell(number(value.estimate), ends(value))) for value in detection)
+                cells = "".join(html_cell(Cell(number(value.estimate), ends(value))) for value in detection)
                 lines.append(f'<tr><td>{title}</td><td class="word">{escape(_SCORES.get(by, by))}</td>{cells}</tr>')
         sizes = f"{result.n_in:,} test examples against {result.n_out:,} outside ones."
-        table = _table(f"Detection of {name}", head, lines)
+        table = html_table(f"Detection of {name}", head, lines)
         parts.append(f"<h3>{escape(name)}</h3>\n<p class='note'>{sizes}</p>\n{table}")
     return "\n".join(parts)
 
@@ -283,7 +309,7 @@ def details_section(details: Sequence[tuple[str, object]]) -> str:
         f'<tr><td>{escape(str(name))}</td><td class="text" dir="auto">{escape(str(value))}</td></tr>'
         for name, value in details
     ]
-    return "<h2>Details</h2>\n" + _table("Details", "", lines, "details")
+    return "<h2>Details</h2>\n" + html_table("Details", "", lines, "details")
 
 
 def _examples(comparison: Comparison, heading: str, note: str, shown: Sequence[Shown]) -> str:
@@ -306,7 +332,7 @@ def _examples(comparison: Comparison, heading: str, note: str, shown: Sequence[S
         cells += [f"<td>{_short(example.truth)}</td>"] * truth + [f"<td>{_short(example.epistemic)}</td>"] * epistemic
         lines.append(f"<tr>{''.join(cells)}</tr>")
     remark = "Probabilities are those of the predicted class."
-    return f"<h2>{escape(heading)}</h2>\n<p class='note'>{escape(note)} {remark}</p>\n" + _table(
+    return f"<h2>{escape(heading)}</h2>\n<p class='note'>{escape(note)} {remark}</p>\n" + html_table(
         heading, head, lines, "texts"
     )
 
@@ -323,24 +349,6 @@ def _grid(figures: Sequence[str]) -> str:
     """Lay figures side by side; one or two need not fill the whole width."""
     kind = {1: "figures few one", 2: "figures few"}.get(len(figures), "figures")
     return f'<div class="{kind}">\n' + "\n".join(figures) + "\n</div>"
-
-
-def _table(label: str, head: str, lines: Sequence[str], css: str = "numbers") -> str:
-    """Write a table that scrolls sideways by itself where the screen is narrow."""
-    top = f"<thead><tr>{head}</tr></thead>" if head else ""
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}">'
-        f'<table class="{css}">{top}<tbody>\n{body}\n</tbody></table></div>'
-    )
-
-
-def _cell(cell: Cell) -> str:
-    """Write one figure with its interval below it."""
-    value, interval = (part.replace("-", "&minus;").replace("inf", "&infin;") for part in (cell.value, cell.interval))
-    word = f'<b class="{cell.outcome}">{cell.outcome}</b> ' if cell.outcome else ""
-    below = f"<small>{interval}</small>" if interval else ""
-    return f'<td class="figure">{word}{value}{below}</td>'
 
 
 def _short(value: float | None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from laplace_lora.evaluation.metrics import ECE_BINS, FLOOR_DRAWS, FloatArray, check_probabilities
+from laplace_lora.evaluation.outputs import ProbabilitiesLike
 from laplace_lora.evaluation.ranking import Groups, groups, rank
 
 # Elements of one block of simulated outcomes; small blocks stay in the cache.
@@ -28,7 +29,7 @@ class RiskCoverage(NamedTuple):
     risk: FloatArray
 
 
-def error_auroc(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
+def error_auroc(probabilities: ProbabilitiesLike, labels: ArrayLike) -> float | None:
     """Chance that a right prediction is more confident than a wrong one; a tie counts one half.
 
     This is the area under the ROC curve of telling right predictions from wrong ones by their confidence (Hendrycks
@@ -46,7 +47,7 @@ def error_auroc(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
     return None if np.isnan(value) else value
 
 
-def aurc(probabilities: ArrayLike, labels: ArrayLike) -> float:
+def aurc(probabilities: ProbabilitiesLike, labels: ArrayLike) -> float:
     """Area under the risk-coverage curve: the mean over k = 1 .. N of the error among the k most confident examples.
 
     (Geifman and El-Yaniv, NeurIPS 2017.) Where a tie is cut, its examples count with the tie's mean error, which is
@@ -62,7 +63,7 @@ def aurc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return float(aurc_of(groups(rank(probabilities, labels)))[0])
 
 
-def ece_equal_mass(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
+def ece_equal_mass(probabilities: ProbabilitiesLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
     """Calibration error in bins that hold equally many examples (Nguyen and O'Connor, EMNLP 2015).
 
     Bin b holds the ranks from b N / bins to (b + 1) N / bins by confidence. Where an edge cuts an example, or a group
@@ -81,7 +82,7 @@ def ece_equal_mass(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_
 
 
 def ece_equal_mass_floor(
-    probabilities: ArrayLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0
+    probabilities: ProbabilitiesLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0
 ) -> float:
     """Mean :func:`ece_equal_mass` of a perfectly calibrated model with these confidences.
 
@@ -109,7 +110,7 @@ def ece_equal_mass_floor(
     return float(np.concatenate(errors).mean())
 
 
-def risk_coverage(probabilities: ArrayLike, labels: ArrayLike) -> RiskCoverage:
+def risk_coverage(probabilities: ProbabilitiesLike, labels: ArrayLike) -> RiskCoverage:
     """Compute the curve whose mean is :func:`aurc`.
 
     Args:

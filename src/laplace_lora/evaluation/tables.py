@@ -138,8 +138,8 @@ def difference_cell(comparison: Comparison, contrast: Contrast, metric: Metric) 
 def terminal_table(comparison: Comparison) -> str:
     """Write the comparison as plain text for a terminal.
 
-    Two methods and their difference share a line; with more, or with long names, the values come first and the
-    differences below.
+    The corner says the number of examples. Two methods and their difference share a line; with more, or with long
+    names, the values come first and the differences below.
 
     Args:
         comparison: The methods.
@@ -149,7 +149,7 @@ def terminal_table(comparison: Comparison) -> str:
     """
     methods = [*comparison.methods]
     pairs = contrasts(comparison)
-    widths = {name: max(8, len(_short(name)) + 2) for name in methods}
+    widths = {name: max(8, len(short_name(name)) + 2) for name in methods}
     if len(methods) == 2 and sum(widths.values()) + _NAME_WIDTH + 3 + _INTERVAL_WIDTH + len("better") <= _WIDTH:
         return "\n".join(_one_table(comparison, [comparison.reference, comparison.subject], widths, pairs[0]))
     lines: list[str] = []
@@ -157,7 +157,7 @@ def terminal_table(comparison: Comparison) -> str:
         lines += _one_table(comparison, columns, widths, None)
         lines.append("")
     for pair in pairs:
-        title = f"{_short(pair.after)} - {_short(pair.before)}"
+        title = f"{short_name(pair.after)} - {short_name(pair.before)}"
         # Two names of the greatest length and the words beside them would not fit one line.
         lines += [f"{title}: difference [95 % interval]", "-" * _WIDTH]
         for metric in metrics_shown(comparison):
@@ -172,7 +172,9 @@ def _one_table(
     comparison: Comparison, methods: Sequence[str], widths: dict[str, int], pair: Contrast | None
 ) -> list[str]:
     """Write the values of some methods, and the difference of two beside them."""
-    head = f"{'':<{_NAME_WIDTH}}" + "".join(f"{_short(name):>{widths[name]}}" for name in methods)
+    head = f"{f'n = {comparison.n:,}':<{_NAME_WIDTH}}" + "".join(
+        f"{short_name(name):>{widths[name]}}" for name in methods
+    )
     lines = [head + ("   difference  [95 % interval]" if pair else ""), "-" * _WIDTH]
     for metric in metrics_shown(comparison):
         values = "".join(f"{value_cell(comparison, name, metric).value:>{widths[name]}}" for name in methods)
@@ -192,8 +194,8 @@ def _pages(methods: Sequence[str], widths: dict[str, int]) -> list[list[str]]:
     return pages
 
 
-def _short(method: str) -> str:
-    """Name a method in few enough characters for a column."""
+def short_name(method: str) -> str:
+    """Return what readers call a method, in few enough characters for a column."""
     name = method_name(method)
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
 

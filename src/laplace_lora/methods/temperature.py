@@ -4,40 +4,41 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.evaluation.metrics import check_labels
+from laplace_lora.evaluation.outputs import Logits, require_logits
 
 #: Temperatures beyond say that the validation labels follow the logits perfectly, or not at all.
 COLDEST, HOTTEST = 0.05, 100.0
-_STEPS = 200
+# Halvings of 1 / T: after 60, float64 tells the two ends apart no more.
+_STEPS = 64
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+def fit_temperature(logits: Logits, labels: ArrayLike) -> float:
     """Find the temperature T that minimises the negative log-likelihood of softmax(logits / T).
 
     The loss is convex in 1 / T, so that bisection of its derivative finds the only minimum:
     d/d(1/T) = mean over examples of E_softmax[f] - f_y.
 
     Args:
-        logits: (N, K) of the trained adapter on held-out examples.
+        logits: (N, K) of the trained adapter on held-out examples; probabilities and bare arrays are refused.
         labels: (N,) class indices.
 
     Returns:
         T, between 0.05 and 100; above 1 where the adapter is over-confident.
 
     Raises:
-        LaplaceLoRAError: The arrays do not fit together, or a logit is not finite.
+        LaplaceLoRAError: These are no logits, the labels do not fit them, or a label is an absent option.
     """
-    values, index = np.asarray(logits, dtype=np.float64), np.asarray(labels)
-    if values.ndim != 2 or index.shape != values.shape[:1] or values.size == 0 or not np.isfinite(values).all():
-        raise LaplaceLoRAError(
-            f"logits {values.shape} and labels {index.shape} do not fit together, or are not finite; give one row of "
-            "logits and one class index per example."
-        )
-    values = values - values[np.arange(len(index)), index][:, None]
+    values = require_logits(logits, "fit_temperature")
+    index = check_labels(labels, *values.shape)
+    chosen = values[np.arange(len(index)), index][:, None]
+    if not np.isfinite(chosen).all():
+        raise LaplaceLoRAError("a label is an option that its example lacks (a logit of -inf); mend the labels.")
+    # Absent options have no probability at any temperature, and no part in the mean.
+    gaps = np.where(np.isfinite(values), values - chosen, 0.0)
 
     def slope(inverse: float) -> float:
-        scaled = inverse * values
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return float(((weights * values).sum(axis=1) / weights.sum(axis=1)).mean())
+        return float((logits.softmax(1.0 / inverse).values * gaps).sum(axis=1).mean())
 
     low, high = 1.0 / HOTTEST, 1.0 / COLDEST
     if slope(low) >= 0.0:

@@ -28,6 +28,7 @@ class InputFormat:
         max_length: Most tokens per input, or None.
         padding_side: ``left`` or ``right``; seen in ``fit`` if not given, None if nothing was padded.
         pair_template: As ``template``, of the second text of a pair; None without one.
+        chat: Whether prompts stand in the tokenizer's chat template.
     """
 
     label_names: tuple[str, ...] | None = None
@@ -35,6 +36,7 @@ class InputFormat:
     max_length: int | None = None
     padding_side: str | None = None
     pair_template: str | None = None
+    chat: bool = False
 
 
 def input_format_from(document: Mapping[str, Any]) -> InputFormat:
@@ -55,9 +57,11 @@ def input_format_from(document: Mapping[str, Any]) -> InputFormat:
         "max_length": lambda value: is_whole(value, 1),
         "padding_side": lambda value: value in ("left", "right"),
         "pair_template": is_word,
+        "chat": lambda value: isinstance(value, bool),
     }
     if not isinstance(document, Mapping):
         raise PosteriorFileError("the saved input format is no JSON object; save it again with this version.")
+    document = {"chat": False, **document}  # earlier versions had no chat templates
     wrong = sorted(str(name)[:40] for name in set(document) ^ set(kinds))
     wrong += [name for name, check in kinds.items() if document.get(name) is not None and not check(document[name])]
     if wrong:

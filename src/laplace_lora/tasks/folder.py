@@ -1,0 +1,95 @@
+"""Rows from a folder of JSONL or CSV files, one folder per task and one file per split."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from laplace_lora.data import open_rows
+from laplace_lora.errors import DataFileError
+from laplace_lora.tasks.base import Task
+from laplace_lora.tasks.hub import load_from_copy, load_from_hub
+from laplace_lora.tasks.loaded import Found
+
+_SUFFIXES = (".jsonl", ".ndjson", ".csv")
+
+
+def load(task: Task, split: str, folder: Path | None) -> Found:
+    """Find a split where the user says, or on the hub.
+
+    Args:
+        task: The task.
+        split: ``train``, ``validation`` or ``test``.
+        folder: Holds a folder per task with ``train.jsonl`` and so on, or copies of the hub's repositories; None for
+            the hub itself.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        DataFileError: There is no such split.
+    """
+    if folder is None:
+        if split not in task.hub.splits:
+            raise DataFileError(f"{task.name} has no {split} split on the hub; choose {', '.join(task.hub.splits)}.")
+        return load_from_hub(task, split)
+    if not folder.is_dir():
+        raise DataFileError(
+            f"--data-dir {folder} is no folder; give one with a folder per task, or a copy of the hub's."
+        )
+    found = _load_files(task, split, folder) or load_from_copy(task, split, folder)
+    if found is None:
+        names = " or ".join(str(folder / name) for name in (task.name, *task.aliases[:1], task.hub.repository))
+        raise DataFileError(
+            f"there is no {task.name}:{split} in {folder}; put {split}.jsonl or a copy of the hub's repository into "
+            f"{names}, or leave out --data-dir."
+        )
+    return found
+
+
+def official_split(task: Task, split: str, count: int) -> str | None:
+    """Judge by the number of rows which of the hub's splits somebody's file is.
+
+    Papers report on the validation split where the hub hides the labels of the test split, and many copies call it
+    ``test``.
+
+    Args:
+        task: The task.
+        split: What the file is called.
+        count: Its rows, before any filter.
+
+    Returns:
+        The hub's split; None for a split of somebody's own.
+    """
+    names = [split, "validation"] if split == "test" and "test" in task.hidden else [split]
+    return next((name for name in names if count == task.sizes.get(name)), None)
+
+
+def _load_files(task: Task, split: str, folder: Path) -> Found | None:
+    files = _files(task, folder)
+    official = {name: official_split(task, name, _count(path)) for name, path in files.items()}
+    # A file named test that has as many rows as the hub's validation split is that split.
+    renamed = split == "validation" and official.get("test") == "validation" != official.get("validation")
+    chosen = "test" if renamed else split
+    if chosen not in files:
+        return None
+    rows: list[Mapping[str, Any]] = [row.fields for row in open_rows(files[chosen])]
+    other = official[chosen] not in (None, split) or renamed
+    note = f"{files[chosen].name} holds the hub's {official[chosen]} split, by its number of rows" if other else ""
+    return Found(rows, str(files[chosen]), official[chosen], note)
+
+
+def _files(task: Task, folder: Path) -> dict[str, Path]:
+    for name in task.folders:
+        found = {
+            split: path
+            for split in ("train", "validation", "test")
+            for suffix in _SUFFIXES
+            if (path := folder / name / f"{split}{suffix}").is_file()
+        }
+        if found:
+            return found
+    return {}
+
+
+def _count(path: Path) -> int:
+    return sum(1 for _ in open_rows(path))
