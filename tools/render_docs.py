@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, quality, side_by_side
+from rendering import costs, demo, quality, side_by_side, tasks
 from rendering.common import ROOT
 
 FILES = (
@@ -25,6 +25,7 @@ FILES = (
     "docs/sketch.md",
     "docs/peers.md",
     "docs/gpu.md",
+    "docs/tasks.md",
 )
 
 
@@ -52,6 +53,10 @@ RENDERERS: dict[str, Callable[[], str]] = {
         side_by_side.peers_raised,
         side_by_side.growth,
         side_by_side.gpu_tiny,
+        tasks.tasks_table,
+        tasks.presets_table,
+        tasks.openbookqa,
+        tasks.openbookqa_each,
     )
 }
 

@@ -20,7 +20,7 @@ class Preset:
         bases: Base models that it was published for, or that it suits.
         max_length: Most tokens per input; None for the model's limit.
         padding_side: ``left`` or ``right``; a prediction is the same either way.
-        prompts: Whose prompts a language model is asked.
+        prompts: Whose prompts a language model is asked; the paper's if None.
         quantization: How the base may be quantised to follow the publication; it is loaded as it is unless asked.
         notes: What a reader should know.
     """
@@ -32,7 +32,7 @@ class Preset:
     bases: tuple[str, ...]
     max_length: int | None
     padding_side: str = "right"
-    prompts: str = "paper"
+    prompts: str | None = None
     quantization: str | None = None
     notes: tuple[str, ...] = ()
 

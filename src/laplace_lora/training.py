@@ -166,10 +166,11 @@ def fine_tune(
             remove_unused_columns=False,
             label_names=["labels"],
         )
+        head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
         optimizer = torch.optim.AdamW(
             [
                 {"params": _trained(model, head=False), "lr": settings.learning_rate},
-                {"params": _trained(model, head=True), "lr": settings.head_learning_rate or settings.learning_rate},
+                {"params": _trained(model, head=True), "lr": head_rate},
             ],
             weight_decay=settings.weight_decay,
             eps=settings.epsilon,
@@ -213,6 +214,18 @@ def likelihood_loss(readout: Readout, model: nn.Module, inputs: Mapping[str, Ten
     if readout.likelihood == "gaussian":
         return 0.5 * torch.nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype)), logits
     return torch.nn.functional.cross_entropy(logits, labels), logits
+
+
+def has_new_head(model: peft.PeftModel) -> bool:
+    """Say whether layers are trained in full beside the adapter.
+
+    Args:
+        model: From :func:`add_adapter`.
+
+    Returns:
+        Whether there are such layers.
+    """
+    return bool(_trained(model, head=True))
 
 
 def _trained(model: peft.PeftModel, *, head: bool) -> list[nn.Parameter]:

@@ -33,7 +33,7 @@ class Split(RowSource):
 
     @property
     def shown(self) -> str:
-        return f"{self.task}, {self.split}, from memory"
+        return f"{self.task}, {self.split}, from memory, n = {len(self.items)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,14 +230,14 @@ def ece_by_loop(probabilities: Any, labels: Any) -> float:
 
 def test_what_the_model_gave_is_what_was_scored(evaluate: Any, folder: Path, tmp_path: Path) -> None:
     held_out = write_jsonl(tmp_path / "held_out.jsonl", rows(30, 2, seed=4))
-    items, other = rows(40, 2, seed=1), Split(rows(20, 2, seed=9))
+    items, other = rows(40, 2, seed=1), Split(rows(20, 2, seed=9), "elsewhere")
     found = evaluate(other, data=Split(items), validation=held_out)
     saved = load_outputs(found.out / "outputs.safetensors")
     assert saved.data.labels.tolist() == [item["label"] for item in items]  # type: ignore[union-attr]
     # The estimator itself, from Python.
     model, tokenizer, _ = laplace_lora.load_adapter(folder / "fitted")
     la = laplace_lora.LaplaceLoRA.from_pretrained(model, folder / "fitted")
-    for held, given in ((saved.data, items), (saved.ood["made_up:test"], other.items)):
+    for held, given in ((saved.data, items), (saved.ood["elsewhere:test"], other.items)):
         texts = [item["text"] for item in given]
         p = la.predict(dict(tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=24)))
         close: dict[str, Any] = {"rtol": 0, "atol": 1e-5}  # float32 passes in batches of another size
@@ -246,7 +246,7 @@ def test_what_the_model_gave_is_what_was_scored(evaluate: Any, folder: Path, tmp
         np.testing.assert_allclose(held.logits["map"].values, p.mean.numpy(), **close)
         warm = scipy_softmax(held.logits["map"].values / found.metrics["temperature"], axis=1)
         np.testing.assert_allclose(held.probabilities["temperature"].values, warm, rtol=1e-12)
-    documents = ((saved.data, found.metrics), (saved.ood["made_up:test"], found.metrics["ood"]["made_up:test"]))
+    documents = ((saved.data, found.metrics), (saved.ood["elsewhere:test"], found.metrics["ood"]["elsewhere:test"]))
     for held, document in documents:
         methods = document["methods"] if "methods" in document else document["comparison"]["methods"]
         assert set(methods) == set(held.probabilities) == {"map", "temperature", "laplace"}

@@ -101,8 +101,10 @@ def test_bad_rows_are_still_an_error(evaluate: Any, tmp_path: Path) -> None:
 
 def test_the_same_set_twice_is_refused(evaluate: Any, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "other.jsonl", rows(4, 2))
-    with pytest.raises(LaplaceLoRAError, match=r"^--ood .*other\.jsonl is given twice; leave one out\.$"):
+    with pytest.raises(LaplaceLoRAError, match=r"other\.jsonl is given twice \(--data, --ood\); leave one out\.$"):
         evaluate(path, path)
+    with pytest.raises(LaplaceLoRAError, match=r"other\.jsonl is given twice"):
+        evaluate(path, data=path)
     assert not (tmp_path / "out").exists()
 
 

@@ -132,14 +132,17 @@ def write_copy(root: Path, tasks: Iterable[Task] = tuple(TASKS.values()), card: 
         repository = root / task.hub.repository
         for name in task.hub.configurations:
             folder = "data" if name == "default" else name
+            converted = task.name == "trec"  # the hub's own conversion: a folder per split, and no card
             for split in dict.fromkeys(task.hub.splits.values()):
                 rows = [
                     make(i, split) | ({"subject": name} if "subject" in columns else {}) for i in range(ROWS[split])
                 ]
-                path = repository / folder / f"{split}-00000-of-00001.parquet"
+                file = f"default/{split}/0000.parquet" if converted else f"{folder}/{split}-00000-of-00001.parquet"
+                path = repository / file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 datasets.Dataset.from_list(rows, features=Features(columns)).to_parquet(path)
-                configurations.setdefault(repository, {}).setdefault(name, []).append(split)
+                if not converted:
+                    configurations.setdefault(repository, {}).setdefault(name, []).append(split)
     for repository, found in configurations.items() if card else ():
         (repository / "README.md").write_text(_card(found), encoding="utf-8")
     return root

@@ -154,7 +154,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataFileError, match=r"no route.*check the network, or give --data-dir a folder with a copy\.$"):
         len(TaskSplit(TASKS["rte"], "train"))
-    with pytest.raises(DataFileError, match=r"trec has no validation split on the hub; choose train, test\.$"):
+    with pytest.raises(DataFileError, match=r"trec has no validation split on the hub; choose train, test, or a part"):
         len(TaskSplit(TASKS["trec"], "validation"))
 
 
@@ -252,6 +252,72 @@ def test_an_answer_that_is_no_choice(tmp_path: Path) -> None:
         len(TaskSplit(TASKS["arc_easy"], "train", folder))
 
 
+def test_every_row_is_left_out(tmp_path: Path) -> None:
+    row = {"question": "q", "choices": list("abcde"), "label": 0}
+    folder = _write(tmp_path / "arc_easy", train=[row] * 10, validation=[])
+    with pytest.raises(DataFileError, match=r"none of the 10 rows of arc_easy:train has exactly 4 choices"):
+        len(TaskSplit(TASKS["arc_easy"], "train", folder))
+    with pytest.raises(DataFileError, match=r"arc_easy:validation has no rows in .*check the copy\.$"):
+        len(TaskSplit(TASKS["arc_easy"], "validation", folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "said"),
+    [
+        (
+            "boolq",
+            {"passage": "p", "question": "q", "choices": ["yes", "no"], "label": 0},
+            "its choices are yes, no, and",
+        ),
+        ("winogrande_s", {"sentence": "s", "option1": "a", "option2": "b", "answer": "3"}, "'3' is neither 1 nor 2"),
+    ],
+)
+def test_rows_that_mean_something_else(tmp_path: Path, name: str, row: dict[str, Any], said: str) -> None:
+    folder = _write(tmp_path / name, train=[row])
+    with pytest.raises(DataFileError, match=rf"{name}:train:1 cannot be read \(.*{said}"):
+        len(TaskSplit(TASKS[name], "train", folder))
+
+
+def test_choices_in_a_table(tmp_path: Path) -> None:
+    (tmp_path / "openbookqa").mkdir()
+    (tmp_path / "openbookqa" / "train.csv").write_text("question,choices,label\nq,a|b|c|d,0\n")
+    with pytest.raises(DataFileError, match=r"a cell of a table holds one text, .*write the rows as JSONL"):
+        len(TaskSplit(TASKS["openbookqa"], "train", tmp_path))
+
+
+# Copies that hold other rows too.
+
+
+def test_another_configuration_is_not_taken_for_the_task(tmp_path: Path) -> None:
+    write_copy(tmp_path, [TASKS["arc_easy"]], card=False)
+    assert len(TaskSplit(TASKS["arc_easy"], "train", tmp_path)) == 13
+    with pytest.raises(DataFileError, match=r"arc_challenge:train cannot be read .*there is no configuration"):
+        len(TaskSplit(TASKS["arc_challenge"], "train", tmp_path))
+
+
+def test_a_saved_set_must_say_which_it_is(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"sentence": "x", "label": 0, "idx": 0}])
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / "glue")
+    with pytest.raises(DataFileError, match=r"does not say that it is cola: name its folder cola"):
+        len(TaskSplit(TASKS["cola"], "train", tmp_path))
+    (tmp_path / "glue").rename(tmp_path / "cola")
+    assert len(TaskSplit(TASKS["cola"], "train", tmp_path)) == 1
+
+
+def test_other_subjects_are_no_part_of_a_group(tmp_path: Path) -> None:
+    rows = [
+        {"question": "q", "choices": list("abcd"), "label": 0, "subject": subject}
+        for subject in ("anatomy", "college physics", "college_physics")
+    ]
+    folder = _write(tmp_path / "mmlu_phy", test=rows)
+    assert len(TaskSplit(TASKS["mmlu_phy"], "test", folder)) == 2
+
+
+def test_a_split_that_the_hub_has_not(copies: Path) -> None:
+    with pytest.raises(DataFileError, match=r"trec has no validation split on the hub; choose train, test, or a part"):
+        len(TaskSplit(TASKS["trec"], "validation", copies))
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"no cola:train in .*leave out --data-dir\.$"):
         len(TaskSplit(TASKS["cola"], "train", tmp_path))
@@ -265,12 +331,14 @@ def test_a_test_file_may_be_the_hubs_validation_split(tmp_path: Path, monkeypatc
     monkeypatch.setitem(task.sizes, "validation", 3)
     rows = [{"premise": "x", "hypothesis": "y", "label": 0}] * 3
     folder = _write(tmp_path / "rte", test=rows, validation=rows[:2])
-    for split in ("validation", "test"):
-        source = TaskSplit(task, split, folder)
-        assert len(source) == 3
-        assert source.provenance()["hub_split"] == "validation"
-        assert not source.own_split
-        assert "test.jsonl holds the hub's validation split" in source.shown
+    source = TaskSplit(task, "validation", folder)
+    assert len(source) == 3
+    assert source.provenance()["hub_split"] == "validation"
+    assert not source.own_split
+    assert "rte/test.jsonl; by its 3 rows the hub's validation split" in source.shown
+    # One set of rows has one name: nothing is tuned on what is measured.
+    with pytest.raises(DataFileError, match=r"hides the labels of test: name it rte:validation\.$"):
+        len(TaskSplit(task, "test", folder))
 
 
 @needs_shared

@@ -37,3 +37,11 @@ def ratio(value: Any) -> str:
 def mib(count: float) -> str:
     """Write bytes in MiB."""
     return f"{count / 2**20:.1f}"
+
+
+def session(heading: str, result: Any, more: str = "") -> str:
+    """The commands of one run, what they said, and how long they took."""
+    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
+    said = "\n>\n".join(f"> {message['event']}: {message['message']}" for message in result["messages"])
+    commands = "\n".join(f"    {command}" for command in result["commands"])
+    return f"### {heading}\n\n{commands}\n\n{said}\n\n{more}Took {seconds}."

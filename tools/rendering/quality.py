@@ -7,7 +7,7 @@ from typing import Any
 from laplace_lora.evaluation import DataSet, Line, lines_of, markdown_table
 from laplace_lora.tasks import find_task
 from laplace_lora.tasks.folder import official_split
-from rendering.common import load, origin, table
+from rendering.common import load, origin, session, table
 
 FIGURES = ("accuracy", "nll", "ece", "ece_floor")
 
@@ -137,15 +137,7 @@ def command_line() -> str:
 
 def command_line_each() -> str:
     """The commands of every run and what they said."""
-    return "\n\n".join(_session(f"{r['task']}, {r['training']}", r) for r in load("command_line")["results"])
-
-
-def _session(heading: str, result: Any, more: str = "") -> str:
-    """The commands of one run, what they said, and how long they took."""
-    seconds = ", ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
-    said = "\n>\n".join(f"> {message['event']}: {message['message']}" for message in result["messages"])
-    commands = "\n".join(f"    {command}" for command in result["commands"])
-    return f"### {heading}\n\n{commands}\n\n{said}\n\n{more}Took {seconds}."
+    return "\n\n".join(session(f"{r['task']}, {r['training']}", r) for r in load("command_line")["results"])
 
 
 def breadth() -> str:
@@ -164,7 +156,7 @@ def breadth_each() -> str:
     parts = []
     for result in load("breadth")["results"]:
         prediction = json.dumps(_rounded(result["first_prediction"]), ensure_ascii=False)
-        parts.append(_session(result["case"], result, f"The first prediction: `{prediction}`. "))
+        parts.append(session(result["case"], result, f"The first prediction: `{prediction}`. "))
     return "\n\n".join(parts)
 
 

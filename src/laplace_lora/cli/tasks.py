@@ -20,10 +20,9 @@ def tasks(context: typer.Context) -> None:
     """List the known tasks with their splits, sizes and licences; `tasks show NAME` shows examples of one."""
     if context.invoked_subcommand is not None:
         return
-    with session(quiet=False, json_log=False):
-        from laplace_lora.commands.tasks import task_table
+    from laplace_lora.tasks.listing import task_table  # without torch
 
-        typer.echo(task_table())
+    typer.echo(task_table())
 
 
 @tasks_app.command()

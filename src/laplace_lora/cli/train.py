@@ -74,7 +74,7 @@ def train(
     ] = None,
     warmup: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Share of the steps in which the rate rises.  [default: 0.06]"),
+        typer.Option(min=0.0, max=0.99, help="Share of the steps in which the rate rises.  [default: 0.06]"),
     ] = None,
     head_learning_rate: Annotated[
         float | None, typer.Option(min=0.0, max=10.0, help="The same of the new head.  [default: as --learning-rate]")
@@ -95,6 +95,7 @@ def train(
     """Fine-tune a LoRA adapter: classes, choices, answers, preferences, numbers or texts; with checkpoints."""
     with session(quiet, json_log) as console:
         from laplace_lora import commands
+        from laplace_lora.errors import LaplaceLoRAError
 
         chosen = commands.preset_or_none(preset)
         given: dict[str, Any] = {
@@ -113,7 +114,9 @@ def train(
             "patience": patience,
             "seed": seed,
         }
-        whose = prompts or (chosen.prompts if chosen is not None and commands.names_task(data) else None)
+        if patience is not None and validation is None:
+            raise LaplaceLoRAError("--patience waits for less loss on --validation, and there is none; leave it out.")
+        whose = commands.prompts_of(prompts, chosen, data, template, readout)
         config = commands.TrainConfig(
             model=model,
             data=options.source(data, "train", data_dir, whose),
@@ -127,7 +130,7 @@ def train(
             readout=commands.ReadoutWish(readout, options.split_names(answers), normalise),
             quantization=quantization,
             preset=chosen,
-            padding_side=padding_side or (chosen.padding_side if chosen is not None else "right"),
+            padding_side=padding_side,
             chat=chat,
         )
         if dry_run:

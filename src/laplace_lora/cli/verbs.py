@@ -99,7 +99,12 @@ def fit(
 def evaluate(
     adapter: options.Adapter,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="Folder for metrics.json, predictions.jsonl and report.html.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for metrics.json, predictions.jsonl, outputs.safetensors (of classes) and report.html."
+        ),
+    ],
     validation: Annotated[
         str | None,
         typer.Option(
@@ -158,9 +163,12 @@ def predict(
     adapter: options.Adapter,
     data: Annotated[
         str,
-        typer.Option(help="JSONL or CSV file (labels not needed), or - for standard input.", metavar="FILE"),
+        typer.Option(
+            help="JSONL or CSV file (labels not needed), a known task, or - for standard input.", metavar="FILE|TASK"
+        ),
     ],
     out: Annotated[str, typer.Option(help="JSONL file to write, or - for standard output.", metavar="FILE")],
+    data_dir: options.DataDir = None,
     posterior: options.Posterior = None,
     base: options.Base = None,
     revision: options.Revision = None,
@@ -184,7 +192,8 @@ def predict(
         from laplace_lora import commands
 
         source = _source(adapter, base, revision, dtype, device, quantization)
-        commands.predict(commands.PredictConfig(source, data, out, posterior, batch_size, top_k), console)
+        rows = data if data == "-" else options.source(data, options.EVALUATION, data_dir)
+        commands.predict(commands.PredictConfig(source, rows, out, posterior, batch_size, top_k), console)
 
 
 def info(

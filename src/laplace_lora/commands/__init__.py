@@ -7,7 +7,7 @@ from laplace_lora.commands.info import info
 from laplace_lora.commands.predict import PredictConfig, predict
 from laplace_lora.commands.readout_choice import ReadoutWish
 from laplace_lora.commands.settings import AdapterSource
-from laplace_lora.commands.sources import names_task
+from laplace_lora.commands.sources import prompts_of
 from laplace_lora.commands.train import TrainConfig, dry_run, train
 from laplace_lora.presets import preset_or_none, training_settings
 
@@ -23,7 +23,7 @@ __all__ = [
     "evaluate",
     "fit",
     "info",
-    "names_task",
+    "prompts_of",
     "predict",
     "preset_or_none",
     "train",

@@ -14,8 +14,9 @@ from laplace_lora.commands.evaluate_outside import Outside, evaluate_outside, re
 from laplace_lora.commands.inputs import warn_of_cuts
 from laplace_lora.commands.methods import labels_of, methods_of, outputs_of
 from laplace_lora.commands.output import whole_files
-from laplace_lora.commands.prepared import Prepared, described, origin, write_json, write_lines
+from laplace_lora.commands.prepared import Prepared, origin, write_json, write_lines
 from laplace_lora.commands.records import records
+from laplace_lora.commands.same_task import require_same_classes, warn_of_shared_rows
 from laplace_lora.commands.watched import Watched
 from laplace_lora.data import DataFile
 from laplace_lora.evaluation import (
@@ -51,7 +52,9 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
         The figures, also on data of other kinds.
     """
     config, opened = ready.config, ready.opened
-    require_different(config.ood)
+    require_different((config.data, *config.ood))
+    require_same_classes(config.validation, opened.layout, opened.label_names)
+    warn_of_shared_rows(ready.console, config.data, config.validation, "the temperature is chosen on what is evaluated")
     validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")
     others = [scan_outside(ready, source) for source in config.ood]
     inside, seconds = ready.evaluated()
@@ -157,8 +160,8 @@ class ClassFigures:
         )
         more = []
         if self.validation is not None:
-            more.append(("Temperature", f"{self.temperature:.3f}, chosen on {described(self.validation)}"))
-        more += [("Other data", described(found.data.file)) for found in self.outside.values()]
+            more.append(("Temperature", f"{self.temperature:.3f}, chosen on {self.validation.described}"))
+        more += [("Other data", found.data.file.described) for found in self.outside.values()]
         write_report(
             path,
             self.comparison,

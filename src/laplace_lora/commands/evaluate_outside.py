@@ -5,6 +5,7 @@ from typing import Any
 
 from laplace_lora.commands.methods import as_wide, labels_of, methods_of, outputs_of
 from laplace_lora.commands.prepared import Prepared, origin
+from laplace_lora.commands.same_task import foreign_classes
 from laplace_lora.commands.watched import Watched
 from laplace_lora.data import DataFile, RowFormat, RowSource, Source, open_rows
 from laplace_lora.data.labels import LABEL_FIELDS
@@ -87,7 +88,7 @@ def require_different(sources: tuple[Source, ...]) -> None:
     names = [str(source) for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise LaplaceLoRAError(f"--ood {twice} is given twice; leave one out.")
+        raise LaplaceLoRAError(f"{twice} is given twice (--data, --ood); leave one out.")
 
 
 def scan_outside(ready: Prepared, source: Source) -> OutsideData:
@@ -102,7 +103,7 @@ def scan_outside(ready: Prepared, source: Source) -> OutsideData:
     Returns:
         The data set.
     """
-    form = _other_format(source, ready.form)
+    form = _other_format(ready, source)
     reason = _foreign(ready, source, form)
     if reason is None:
         try:
@@ -110,7 +111,7 @@ def scan_outside(ready: Prepared, source: Source) -> OutsideData:
         except DataFileError as error:
             # If the rows are at fault and not their labels, the scan below says so again.
             reason = first_line(error).split(";")[0]
-    file = ready.opened.scan(source, form, "ignored")
+    file = ready.opened.scan(source, form, "ignored", answerable=False)
     if not _has_labels(source):
         return OutsideData(file, None)
     ready.console.say("ood", f"labels of {file.name} are ignored, it is only told apart: {reason}.", reason=reason)
@@ -148,47 +149,29 @@ def evaluate_outside(
     return Outside(data, detection, comparison, outputs_of(predictive, outside, labels))
 
 
-def _other_format(source: Source, form: InputFormat) -> InputFormat:
-    """Keep the template where data of another kind have its fields; else take that of their own shape."""
-    first = next(open_rows(source), None)
+def _other_format(ready: Prepared, source: Source) -> InputFormat:
+    """Keep the template where other data have its fields, and it theirs; else take that of their own shape."""
+    form, first = ready.form, next(open_rows(source), None)
     if form.template is None or first is None:
         return form
-    if RowFormat(form.template, form.pair_template).fields() - {"choice"} <= set(first.fields):
+    used = RowFormat(form.template, form.pair_template).fields()
+    own = source.form(ready.opened.layout.style) if isinstance(source, RowSource) else None
+    # A question asked without its passage would be another task.
+    needed = frozenset() if own is None else own.fields() - {"eos_token", "letters"}
+    if used - {"choice"} <= set(first.fields) and needed <= used | {"choice"}:
         return form
     return dataclasses.replace(form, template=None, pair_template=None)
 
 
 def _foreign(ready: Prepared, source: Source, form: InputFormat) -> str | None:
-    """Say why labels mean something else than the adapter's classes; None where nothing speaks against them.
-
-    An index into the choices of its own row means the same everywhere. A class index of rows that are written out in
-    another way belongs to another task, and so does one of classes, or of answers, with other names.
-
-    Args:
-        ready: The adapter.
-        source: The data set.
-        form: How its rows are written out.
-
-    Returns:
-        The reason, or None.
-    """
-    first, layout = next(open_rows(source), None), ready.opened.layout
-    if layout.labels != "class" or layout.parts == "choices" or first is None:
-        return None
+    """Say why labels mean something else than the adapter's classes; None where nothing speaks against them."""
+    layout = ready.opened.layout
     if isinstance(source, RowSource):
-        theirs = source.answers() if layout.style == "answers" else source.label_names
-        ours = ready.opened.label_names
-        # Fewer letters than the adapter answers by are still the same letters.
-        if theirs == (ours if ours is None or layout.style != "answers" else ours[: len(theirs or ())]):
-            return None
-        return f"its classes are {_named(theirs)}, and the adapter's are {_named(ours)}"
-    if "choices" not in first.fields and form is not ready.form:
+        return foreign_classes(source, layout, ready.opened.label_names)
+    first = next(open_rows(source), None)
+    if layout.labels == "class" and first is not None and "choices" not in first.fields and form is not ready.form:
         return f"its rows have other fields ({', '.join(map(str, first.fields))[:80]}) than the adapter's data"
     return None
-
-
-def _named(names: tuple[str, ...] | None) -> str:
-    return "without names" if names is None else ", ".join(names)[:80]
 
 
 def _has_labels(source: Source) -> bool:

@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable
+from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable, say_sources
 from laplace_lora.commands.output import check_writable
-from laplace_lora.commands.readout_choice import NAMES, ReadoutWish, refuse_unused
+from laplace_lora.commands.readout_choice import NAMES, ReadoutWish, refuse_prompts, refuse_unused
+from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
@@ -94,6 +95,9 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     data = opened.choose(wish, config.data, given)
     assert opened.readout is not None
     refuse_unused(opened.readout.name, opened.kind, wish, config.label_names)
+    for source in (config.data, config.validation):
+        require_same_classes(source, opened.layout, opened.label_names)
+        refuse_prompts(source, opened.readout.name, given.template)
     form = opened.complete(given, data)
     validation = None if config.validation is None else opened.scan(config.validation, form, "required")
     encoder = opened.encoder(form)
@@ -105,6 +109,7 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     if isinstance(prior, str):
         la.require_tunable(prior)
     batches = encoder.batches(data, config.batch_size)
+    say_sources(console, config.data, config.validation)
     _say_plan(console, la, opened, batches)
     start = time.perf_counter()
     la.fit(batches)

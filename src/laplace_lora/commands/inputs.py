@@ -19,7 +19,7 @@ from laplace_lora.commands.readout_choice import (
     readout_name,
 )
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
-from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, Source, open_rows, scan
+from laplace_lora.data import DataFile, Encoder, LabelReader, Layout, RowSource, Source, open_rows, scan
 from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import AdapterFileError, DataFileError, LaplaceLoRAError, UnsupportedInputError, first_line
 from laplace_lora.loading import load_adapter, trained_quantization
@@ -104,7 +104,9 @@ class OpenAdapter:
         self.readout, self.label_names, self.classes = settled.readout, settled.names, settled.classes
         return settled.file
 
-    def scan(self, source: Source, form: InputFormat, labels: Labels, name: str | None = None) -> DataFile:
+    def scan(
+        self, source: Source, form: InputFormat, labels: Labels, name: str | None = None, answerable: bool = True
+    ) -> DataFile:
         """Check a data file before anything is run on it.
 
         Args:
@@ -112,6 +114,7 @@ class OpenAdapter:
             form: How its rows become text; recognised from the first row if its template is None.
             labels: Whether every row must have a label.
             name: What messages call it.
+            answerable: Whether every row must have an answer for each of its choices.
 
         Returns:
             The file.
@@ -127,7 +130,7 @@ class OpenAdapter:
             progress=self.progress,
             eos_token="" if form.chat else self.tokenizer.eos_token,
         )
-        if self.readout is not None and self.readout.name == "answer_tokens":
+        if answerable and self.readout is not None and self.readout.name == "answer_tokens":
             require_answers(file, self.classes)
         return file
 
@@ -195,6 +198,18 @@ def require_readable(*sources: Source | None) -> None:
     for source in sources:
         if source is not None:
             next(open_rows(source), None)
+
+
+def say_sources(console: Console, *sources: Source | None) -> None:
+    """Say of tasks' rows where they come from, how many were left out, and whose split they are.
+
+    Args:
+        console: Takes messages.
+        *sources: Data; None for one that was not given. Of files there is nothing to say.
+    """
+    for source in sources:
+        if isinstance(source, RowSource):
+            console.say("data", source.shown, **source.provenance())
 
 
 def warn_of_cuts(encoder: Encoder, console: Console) -> None:
@@ -303,8 +318,8 @@ def checked_max_length(wanted: int | None, model: nn.Module, tokenizer: Any) -> 
     positions = _positions(model)
     if positions is not None and wanted > positions:
         raise UnsupportedInputError(
-            f"inputs of up to {wanted} tokens are wanted, and the model has {positions} positions; fit with "
-            f"--max-length {positions} or less."
+            f"inputs of up to {wanted} tokens are wanted, and the model has {positions} positions; give --max-length "
+            f"{positions} or less."
         )
     return wanted
 

@@ -7,7 +7,7 @@ from typing import Any
 import peft
 
 from laplace_lora.commands.readout_choice import Answered
-from laplace_lora.data import DataFile, shown_source
+from laplace_lora.data import DataFile
 from laplace_lora.errors import DataFileError
 from laplace_lora.persistence import InputFormat
 from laplace_lora.presets import Preset
@@ -64,12 +64,14 @@ class Plan:
         yield "base", f"{self.model} ({type(base).__name__}), {how}"
         if self.preset is not None and self.preset.quantization and not self.quantization:
             yield "", f"the publication quantises it: --quantization {self.preset.quantization}"
-        yield "training data", _counted(self.data)
+        yield "training data", self.data.described
         if self.validation is not None:
-            yield "validation", _counted(self.validation)
+            yield "validation", self.validation.described
         yield "evaluation", _evaluation(self.data)
         yield from self._reading()
         yield from self._training()
+        if self.preset is not None and self.preset.prompts and not isinstance(self.data.source, TaskSplit):
+            yield "note", f"{self.data.name} is a file: the preset's prompts belong to tasks, and are not used"
         for note in self.preset.notes if self.preset is not None else ():
             yield "note", note
 
@@ -116,11 +118,6 @@ class Plan:
         others = [seed for seed in (self.preset.seeds if self.preset else ()) if seed != settings.seed]
         more = f"; the preset's others, each by --seed: {', '.join(map(str, others))}" if others else ""
         yield "seed", f"{settings.seed}{more}"
-
-
-def _counted(file: DataFile) -> str:
-    shown = shown_source(file.source)
-    return shown if isinstance(file.source, TaskSplit) else f"{shown}, n = {len(file):,}"
 
 
 def _evaluation(data: DataFile) -> str:

@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import OpenAdapter, warn_of_cuts
+from laplace_lora.commands.inputs import OpenAdapter, say_sources, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.prepared import open_posterior
 from laplace_lora.commands.records import real_records, records, require_numbers, text_records
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
 from laplace_lora.curvature import backward_passes
-from laplace_lora.data import open_rows
+from laplace_lora.data import RowSource, Source, open_rows
 from laplace_lora.errors import LaplaceLoRAError, OutputError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.predictive import Predictive
@@ -36,7 +36,7 @@ class PredictConfig:
 
     Attributes:
         source: The adapter.
-        data: File of rows, labelled or not, or ``-`` for standard input.
+        data: Rows, labelled or not: a file, a task's, or ``-`` for standard input.
         out: JSONL file to write, or ``-`` for standard output.
         posterior: Folder or hub id of the posterior; the adapter's own if None.
         batch_size: Rows per forward pass.
@@ -44,7 +44,7 @@ class PredictConfig:
     """
 
     source: AdapterSource
-    data: str
+    data: str | Source
     out: str
     posterior: str | None = None
     batch_size: int = 16
@@ -82,6 +82,7 @@ def predict(config: PredictConfig, console: Console) -> int:
                 f"--top-k {config.top_k} is more than the adapter's {opened.classes} classes; give a number from 2 to "
                 f"{opened.classes}."
             )
+        say_sources(console, path)
         passes = backward_passes(la.config, readout, config.top_k or opened.classes)
         batches = encoder.batches(data, config.batch_size)
         console.say(
@@ -132,15 +133,16 @@ def _check_output(config: PredictConfig) -> None:
         raise OutputError(f"{path} is a folder; name a file in it, such as {path / 'predictions.jsonl'}.")
     if path.exists() and not path.is_file():
         raise OutputError(f"{path} is no ordinary file; name another, or write to standard output with --out -.")
-    if path.exists() and config.data != STANDARD and path.samefile(config.data):
+    ours = isinstance(config.data, RowSource) or config.data == STANDARD
+    if path.exists() and not ours and path.samefile(str(config.data)):
         raise OutputError(f"{path} is the data that is read; write the predictions to another file.")
 
 
 @contextlib.contextmanager
-def _readable(data: str) -> Iterator[tuple[Path, str]]:
-    """Yield a file that can be read twice, and what messages call it."""
+def _readable(data: str | Source) -> Iterator[tuple[Source, str]]:
+    """Yield rows that can be read twice, and what messages call them."""
     if data != STANDARD:
-        yield Path(data), data
+        yield Path(data) if isinstance(data, str) else data, str(data)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "standard-input"

@@ -11,12 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable
+from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable, say_sources
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.records import require_numbers
+from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource, local_or_hub, plain
 from laplace_lora.commands.watched import Watched
-from laplace_lora.data import DataFile, Encoder, Source, provenance, shown_source
+from laplace_lora.data import DataFile, Encoder, Source, provenance
 from laplace_lora.data.encoding import Batches
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation import DataSet
@@ -88,7 +89,9 @@ class Prepared:
         check_writable(config.out)
         opened, la = open_posterior(config.source, config.posterior, console)
         form = la.input_format
+        require_same_classes(config.data, opened.layout, opened.label_names)
         data = opened.scan(config.data, form, "required")
+        say_sources(console, config.data, config.validation, *config.ood)
         if la.readout.name == "option_scores":
             opened.classes = max(opened.classes, data.most_choices)
         encoder = opened.encoder(opened.complete(form, data))
@@ -170,13 +173,13 @@ class Prepared:
     @property
     def heading(self) -> str:
         """What stands above the tables of a terminal: the data, their number, and what that means for comparisons."""
-        shown = described(self.data)
+        shown = self.data.described
         return f"{shown}\n{OWN_SPLIT_NOTE}" if self.data_set.own_split else shown
 
     @property
     def subtitle(self) -> str:
         """What stands above a report's figures."""
-        return f"{self.config.source.adapter} on {described(self.data)}"
+        return f"{self.config.source.adapter} on {self.data.described}"
 
     @property
     def versions(self) -> dict[str, str]:
@@ -201,7 +204,7 @@ class Prepared:
         shown = f"{precision:.4g}" if isinstance(precision, float) else _spread(precision)
         return [
             ("Adapter", self.config.source.adapter),
-            ("Data", described(self.data)),
+            ("Data", self.data.described),
             ("Read by", repr(self.la.readout)),
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
             ("Training examples", f"{self.la.training.examples:,}"),
@@ -251,19 +254,6 @@ def origin(file: DataFile) -> dict[str, Any]:
         JSON values: where the rows come from, and how many ``rows`` there are.
     """
     return {**provenance(file.source), "rows": len(file)}
-
-
-def described(file: DataFile) -> str:
-    """Say for people where figures are from.
-
-    Args:
-        file: The data.
-
-    Returns:
-        One line, with the number of rows.
-    """
-    shown = shown_source(file.source)
-    return shown if "n = " in shown else f"{shown}, n = {len(file):,}"  # tasks say it themselves
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from laplace_lora.adapters import ModelKind
 from laplace_lora.data import (
+    LETTERS,
     DataFile,
     LabelReader,
     Layout,
@@ -23,6 +24,7 @@ from laplace_lora.data.chat import chat_text, require_chat_template
 from laplace_lora.data.scan import Labels, Reader
 from laplace_lora.errors import DataFileError, LaplaceLoRAError
 from laplace_lora.readouts import READOUTS, AnswerTokens, OptionScores, Readout
+from laplace_lora.tasks import TaskSplit
 
 #: What the command line calls readouts.
 NAMES = {
@@ -34,7 +36,6 @@ NAMES = {
     "pairwise": "pairwise_reward",
 }
 #: Most choices of a row, and most classes that are counted where no names are given.
-LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 MOST_CHOICES, MOST_CLASSES = len(LETTERS), 10_000
 
 
@@ -85,6 +86,28 @@ def refuse_unused(name: str, kind: ModelKind, wish: ReadoutWish, labels: tuple[s
         if given is not None and not used:
             short = next(key for key, value in NAMES.items() if value == name)
             raise LaplaceLoRAError(f"{option} has no use where outputs are read by {short} ({kind}); leave it out.")
+
+
+def refuse_prompts(source: Source | None, name: str, template: str | None) -> None:
+    """Refuse ``--prompts`` where nothing is asked by them.
+
+    Args:
+        source: Rows, perhaps a task's.
+        name: The readout's name as it is saved.
+        template: A template that was given, or saved with the adapter, or None.
+
+    Raises:
+        LaplaceLoRAError: They would be left out.
+    """
+    if not isinstance(source, TaskSplit) or source.prompts is None:
+        return
+    if name != "answer_tokens":
+        short = next(key for key, value in NAMES.items() if value == name)
+        raise LaplaceLoRAError(f"--prompts has no use where outputs are read by {short}; leave it out.")
+    if template is not None and template != getattr(source.form("answers"), "template", None):
+        raise LaplaceLoRAError(
+            "--prompts has no use beside a template that was given or saved with the adapter; leave one of them out."
+        )
 
 
 def readout_name(wish: ReadoutWish, kind: ModelKind, outputs: int | None, data: Source) -> str:
@@ -160,9 +183,9 @@ def label_reader(layout: Layout, readout: str, classes: int | None, names: tuple
     if layout.labels == "none":
         return NoLabels()
     if readout == "option_scores":
-        return LabelReader(MOST_CHOICES, LETTERS)
+        return LabelReader(MOST_CHOICES, tuple(LETTERS))
     if readout == "answer_tokens" and classes is None and names is None:
-        return LabelReader(MOST_CHOICES, LETTERS)
+        return LabelReader(MOST_CHOICES, tuple(LETTERS))
     return LabelReader(classes or (len(names) if names is not None else MOST_CLASSES), names)
 
 
@@ -233,7 +256,7 @@ def settle(
         most = file.most_choices
         # OptionScores refuses what it does not know.
         readout: Readout = wish.saved or OptionScores(wish.normalise or "none")  # type: ignore[arg-type]
-        return Answered(readout, None, most, _recounted(file, LabelReader(most, LETTERS[:most])))
+        return Answered(readout, None, most, _recounted(file, LabelReader(most, tuple(LETTERS[:most]))))
     if name != "answer_tokens":
         classes = file.labels.classes if file.labels is not None and name != "next_token" else 1
         return Answered(READOUTS[name](), names if name == "class_logits" else None, classes, file)
@@ -285,10 +308,19 @@ def read_training_data(
 
     Returns:
         Readout, classes and data.
+
+    Raises:
+        LaplaceLoRAError: A chat template is wanted where rows are no prompts, or label names do not fit the task.
     """
     layout = readout_layout(name, kind)
     if chat:
         require_chat_template(tokenizer)
+        if layout.parts == "pair" or layout.style == "encoder-options":
+            raise LaplaceLoRAError("--chat is for one prompt per row, not for pairs of texts; leave it out.")
+    if names is not None and isinstance(data, RowSource) and data.classes not in (None, len(names)):
+        raise LaplaceLoRAError(
+            f"{len(names)} names are given by --labels, and {data} has {data.classes} classes; name each of them."
+        )
     if names is None and name == "class_logits" and isinstance(data, RowSource):
         names = data.label_names
     known = names if names is not None or name != "answer_tokens" else wish.answers
@@ -302,6 +334,8 @@ def read_training_data(
         # A chat template has an end of its own.
         eos_token="" if chat else tokenizer.eos_token,
     )
+    if chat and layout.parts == "single" and file.form.pair_template is not None:
+        raise LaplaceLoRAError("--chat is for one prompt per row, not for pairs of texts; leave it out.")
     return settle(name, wish, file, tokenizer, names, chat)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from laplace_lora.data import Source
 from laplace_lora.errors import DataFileError
+from laplace_lora.presets import Preset
 from laplace_lora.tasks import PROMPTS, TaskSplit, find_task, is_task
-from laplace_lora.tasks.prompts import PAPER
 
 #: Stands for the split that a task's figures are measured on.
 EVALUATION = "evaluation"
@@ -41,7 +41,7 @@ def open_source(text: str, default: str | None, data_dir: Path | None = None, pr
             f"say which rows of {task.name} are held out: {task.name}:validation, or {task.name}:train[80%:] beside "
             f"{task.name}:train[:80%] for training."
         )
-    return TaskSplit(task, split, data_dir, prompts or PAPER)
+    return TaskSplit(task, split, data_dir, prompts)
 
 
 def _refuse_for_files(text: str, data_dir: Path | None, prompts: str | None) -> None:
@@ -57,6 +57,26 @@ def _refuse_for_files(text: str, data_dir: Path | None, prompts: str | None) -> 
         raise DataFileError(f"{text} is no task, and there is no such file; check the path.")
 
 
+def prompts_of(
+    said: str | None, preset: Preset | None, data: str, template: str | None, readout: str | None
+) -> str | None:
+    """Say whose prompts are used: those that are named, or else a preset's where there is room for them.
+
+    Args:
+        said: Whose prompts somebody names.
+        preset: The preset, or None.
+        data: What somebody names as data; a file has no prompts.
+        template: A template in the place of prompts.
+        readout: How outputs are read; None where the model and the task decide.
+
+    Returns:
+        Whose; None for nobody's in particular.
+    """
+    if said is not None or preset is None or template is not None or readout not in (None, "answers"):
+        return said
+    return preset.prompts if names_task(data) else None
+
+
 def names_task(text: str) -> bool:
     """Say whether a task is meant.
 
@@ -66,4 +86,4 @@ def names_task(text: str) -> bool:
     Returns:
         False for a file.
     """
-    return is_task(text.partition(":")[0]) and not os.path.exists(text)
+    return is_task(text.partition(":")[0]) and not os.path.isfile(text)  # a folder of that name holds its files

@@ -13,12 +13,14 @@ from laplace_lora.commands.readout_choice import (
     ReadoutWish,
     read_training_data,
     readout_layout,
+    refuse_prompts,
+    refuse_unused,
 )
 from laplace_lora.data import Encoder, RowFormat, Source
 from laplace_lora.data.scan import Example
 from laplace_lora.errors import DataFileError, LaplaceLoRAError, first_line
 from laplace_lora.readouts import AnswerTokens
-from laplace_lora.tasks import TASKS, Task, TaskSplit
+from laplace_lora.tasks import TASKS, TaskSplit
 
 _READOUTS = ("answers", "options", "class")
 
@@ -48,48 +50,6 @@ class ShowConfig:
     rows: int = 2
 
 
-def task_table() -> str:
-    """List all tasks.
-
-    Returns:
-        One line per task, and what the columns mean.
-    """
-    head = ("task", "K", "train", "validation", "test", "figures are of", "licence")
-    lines = [head, *(_table_row(task) for task in TASKS.values())]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    texts = [
-        "  ".join(
-            cell.rjust(width) if 1 <= column <= 4 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join(
-        [
-            *texts,
-            "",
-            "Rows as on the hub; in brackets those with exactly K choices, which are used. -: none. *: hidden labels.",
-            "Licences as the cards state them. Examples: laplace-lora tasks show NAME --tokenizer DIR.",
-        ]
-    )
-
-
-def _table_row(task: Task) -> tuple[str, ...]:
-    def size(split: str) -> str:
-        if split not in task.sizes:
-            return "-"
-        kept = f" ({task.kept[split]})" if split in task.kept else ""
-        return f"{task.sizes[split]}{kept}{'*' if split in task.hidden else ''}"
-
-    return (
-        task.name,
-        str(task.choices),
-        *(size(split) for split in ("train", "validation", "test")),
-        task.evaluation,
-        task.hub.licence,
-    )
-
-
 def show_task(config: ShowConfig) -> str:
     """Show a task and examples of it.
 
@@ -106,6 +66,10 @@ def show_task(config: ShowConfig) -> str:
         raise LaplaceLoRAError(f"{config.source} is a file; name a task: {', '.join(TASKS)}.")
     if config.readout is not None and config.readout not in _READOUTS:
         raise LaplaceLoRAError(f"readout {config.readout!r} is not one of {', '.join(_READOUTS)}; choose one.")
+    unused = {"--readout": config.readout, "--answers": config.answers, "--max-length": config.max_length}
+    given = [option for option, value in unused.items() if value is not None]
+    if config.tokenizer is None and given:
+        raise LaplaceLoRAError(f"{given[0]} needs a tokenizer; give --tokenizer DIR, or leave it out.")
     return "\n".join([*_about(config.source), "", *_examples(config, config.source)])
 
 
@@ -131,10 +95,13 @@ def _examples(config: ShowConfig, source: TaskSplit) -> Iterator[str]:
         return
     tokenizer = _tokenizer(config.tokenizer)
     kind, name = _read_as(config, source, tokenizer)
+    wish = ReadoutWish(answers=config.answers)
+    refuse_unused(name, kind, wish, None)
+    refuse_prompts(source, name, config.template)
     settled = read_training_data(
         name,
         kind,
-        ReadoutWish(answers=config.answers),
+        wish,
         part,
         tokenizer,
         names=None,

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, set_seed
 from laplace_lora.adapters import ModelKind
 from laplace_lora.commands.base_model import BaseModel
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, warn_of_cuts
+from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, say_sources, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.plan import Plan
 from laplace_lora.commands.readout_choice import (
@@ -28,8 +28,10 @@ from laplace_lora.commands.readout_choice import (
     label_reader,
     read_training_data,
     readout_name,
+    refuse_prompts,
     refuse_unused,
 )
+from laplace_lora.commands.same_task import require_same_classes, warn_of_shared_rows
 from laplace_lora.commands.settings import plain
 from laplace_lora.data import DataFile, Encoder, LabelReader, RowSource, Source, open_rows, provenance, scan
 from laplace_lora.data.collation import collate
@@ -38,7 +40,7 @@ from laplace_lora.loading import set_padding
 from laplace_lora.persistence import TRAINING_NAME, InputFormat
 from laplace_lora.presets import Preset
 from laplace_lora.readouts import is_causal
-from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, require_training
+from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, has_new_head, require_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,8 @@ class TrainConfig:
         readout: How answers are read from the model, which is what is trained.
         quantization: How to quantise the base as it is loaded; None for not at all.
         preset: The published set-up that the settings are from, or None.
-        padding_side: ``left`` or ``right``: exact for encoders and causal models alike, position embeddings included.
+        padding_side: ``left`` or ``right``; ``right`` if None. A language model's predictions are the same either way,
+            position embeddings included; encoders pool their first token.
         chat: Whether prompts stand in the tokenizer's chat template.
     """
 
@@ -74,8 +77,17 @@ class TrainConfig:
     readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
     quantization: str | None = None
     preset: Preset | None = None
-    padding_side: str = "right"
+    padding_side: str | None = None
     chat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is neither side.
+
+        Raises:
+            LaplaceLoRAError: It is not.
+        """
+        if self.padding_side not in (None, "left", "right"):
+            raise LaplaceLoRAError(f"padding side {self.padding_side!r} is neither left nor right; choose one.")
 
     @property
     def base(self) -> BaseModel:
@@ -193,11 +205,15 @@ def _prepare(config: TrainConfig, console: Console) -> _Ready:
         label_names=settled.names,
         template=data.form.template,
         max_length=checked_max_length(config.max_length, model, tokenizer),
-        padding_side=config.padding_side if is_causal(model) else "right",  # encoders pool the first token
+        padding_side=_padding_side(config, model),
         pair_template=data.form.pair_template,
         chat=config.chat,
     )
     _name_base(model, config.model)
+    say_sources(console, config.data, config.validation)
+    warn_of_shared_rows(console, config.data, config.validation, "they say nothing of when to stop")
+    if config.training.head_learning_rate is not None and not has_new_head(model):
+        raise LaplaceLoRAError("--head-learning-rate is for a new head, and none is trained here; leave it out.")
     trained, total = model.get_nb_trainable_parameters()
     console.say(
         "plan",
@@ -262,11 +278,14 @@ def _scan(
         progress=progress,
         chat=config.chat,
     )
+    for source in (config.data, config.validation):
+        refuse_prompts(source, name, config.template)
     if name == "class_logits":
         settled = _counted(config, settled)
     data, validation = settled.file, None
     if config.validation is not None:
         reader = label_reader(data.layout, name, settled.classes, settled.names)
+        require_same_classes(config.validation, data.layout, settled.names)
         validation = scan(config.validation, reader, layout=data.layout, form=data.form, progress=progress)
     return data, validation, settled
 
@@ -276,17 +295,27 @@ def _counted(config: TrainConfig, settled: Answered) -> Answered:
     data, names = settled.file, settled.names
     labels = data.labels
     assert isinstance(labels, LabelReader)
+    known = data.source.classes if isinstance(data.source, RowSource) else None
     if names is None:
-        classes = 1 + max(index for index, count in enumerate(data.label_counts) if count)
+        # A task knows its classes, also those that no row at hand is of.
+        classes = known or 1 + max(index for index, count in enumerate(data.label_counts) if count)
         labels = LabelReader(classes)
         data = dataclasses.replace(data, labels=labels, label_counts=data.label_counts[:classes])
     absent = [labels.shown_names()[index] for index, count in enumerate(data.label_counts) if not count]
-    if labels.classes < 2 or (absent and names is None):
+    if labels.classes < 2 or (absent and names is None and known is None):
         raise DataFileError(
             f"{config.data} has no row of class {', '.join(absent[:5]) or '1'}; number the classes from 0 without "
             "gaps, or name all of them with --labels."
         )
     return dataclasses.replace(settled, names=labels.names, classes=labels.classes, file=data)
+
+
+def _padding_side(config: TrainConfig, model: peft.PeftModel) -> str:
+    if is_causal(model):
+        return config.padding_side or (config.preset.padding_side if config.preset is not None else "right")
+    if config.padding_side == "left":
+        raise LaplaceLoRAError("encoders pool the first token and are padded on the right; leave out --padding-side.")
+    return "right"
 
 
 def _duration(settings: TrainingSettings) -> str:

@@ -157,7 +157,11 @@ class Encoder:
                 max_length=limit,
                 return_attention_mask=True,
             )
-            cut = sum(1 for one in encoded.encodings or () if one.overflowing)
+            if encoded.encodings:
+                cut = sum(1 for one in encoded.encodings if one.overflowing)
+            else:  # tokenizers written in Python do not say
+                whole = self.tokenizer(texts, text_pair=pairs, add_special_tokens=not self.chat)["input_ids"]
+                cut = sum(limit is not None and len(ids) > limit for ids in whole)
             if end is not None:
                 _append(encoded, self.tokenizer.eos_token_id)
             encoded = self.tokenizer.pad(

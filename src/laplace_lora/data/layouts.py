@@ -5,25 +5,28 @@ from typing import Literal
 
 from laplace_lora.data.files import Row
 from laplace_lora.data.sources import Style
-from laplace_lora.data.templates import CHOICES_SHAPE, SHAPES, RowFormat, Shape, row_format
+from laplace_lora.data.templates import CHOICES_SHAPE, LETTERS, SHAPES, RowFormat, Shape, row_format
 
 #: ``single``: a text, or a pair that the tokenizer joins. ``choices``: the second text once per entry of the row's
 #: ``choices``. ``pair``: two texts of their own. ``continuation``: the second text follows the first.
 Parts = Literal["single", "choices", "pair", "continuation"]
 
-_PROMPT = "Select one of the choices that answers the following question: {{ question }} Choices:"
-_LISTED = "{% for choice in choices %} {{ letters[loop.index0] }}. {{ choice }}{% endfor %} Answer:"
+#: The paper's prompts (Yang et al., 2024): choices by their letters, and BoolQ, whose answer is read at the last token.
+SELECT = "Select one of the choices that answers the following question: "
+LISTED = " Choices:{% for choice in choices %} {{ letters[loop.index0] }}. {{ choice }}{% endfor %} Answer:"
+BOOLQ = "Answer the question with only True or False: {{ question }} Context: {{ passage }}{{ eos_token }}"
+_LISTED = SELECT + "{{ question }}" + LISTED
 
 _QUESTION = "Question: {{ question }}\nAnswer:"
 
 #: Prompts for a language model that answers by one token. The second and third are the paper's (Yang et al., 2024).
 ANSWER_SHAPES: tuple[Shape, ...] = (
-    (("passage", "question", "choices"), RowFormat("{{ passage }} " + _PROMPT + _LISTED)),
+    (("passage", "question", "choices"), RowFormat("{{ passage }} " + _LISTED)),
     (
         ("passage", "question"),
-        RowFormat("Answer the question with only True or False: {{ question }} Context: {{ passage }}{{ eos_token }}"),
+        RowFormat(BOOLQ),
     ),
-    (("question", "choices"), RowFormat(_PROMPT + _LISTED)),
+    (("question", "choices"), RowFormat(_LISTED)),
     (("premise", "hypothesis"), RowFormat("{{ premise }}\n{{ hypothesis }}\nAnswer:")),
     (("text",), RowFormat("{{ text }}\nAnswer:")),
 )
@@ -145,5 +148,5 @@ def default_answers(form: RowFormat, row: Row, names: tuple[str, ...] | None, mo
         if fields in ANSWERS and form.template.startswith(known.template.removesuffix("{{ eos_token }}")):
             return ANSWERS[fields]
         if form == known and set(CHOICES_SHAPE) <= set(fields):
-            return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: max(most, 2)])
+            return tuple(LETTERS[: max(most, 2)])
     return names

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from laplace_lora.data.files import Row
 from laplace_lora.data.labels import LabelReader, NoLabels, RealReader
 from laplace_lora.data.layouts import CLASSES, Layout
-from laplace_lora.data.sources import RowSource, Source, open_rows
+from laplace_lora.data.sources import RowSource, Source, described, open_rows
 from laplace_lora.data.templates import RowFormat, close_template, join_pair
 from laplace_lora.errors import DataFileError
 
@@ -80,6 +80,11 @@ class DataFile:
         return self.count
 
     @property
+    def described(self) -> str:
+        """One line for people: where the rows come from, and how many they are."""
+        return described(self.source, self.count)
+
+    @property
     def majority(self) -> float:
         """Share of the commonest class, the accuracy of always answering it."""
         return max(self.label_counts, default=0) / self.count
@@ -142,7 +147,8 @@ def scan(
             if counts:
                 counts[int(example.label)] += 1
         elif labels == "required" and layout.labels != "none":
-            raise DataFileError(f"{name}:{example.line} has no label; add a field 'label' to every row.")
+            remedy = source.unlabelled if isinstance(source, RowSource) else "add a field 'label' to every row."
+            raise DataFileError(f"{name}:{example.line} has no label; {remedy}")
         if labels == "optional" and labelled not in (0, total):
             raise DataFileError(f"{name}:{example.line}: some rows have labels and some have none; label all or none.")
     if total == 0:

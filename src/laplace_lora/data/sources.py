@@ -35,7 +35,7 @@ class RowSource(abc.ABC):
     @property
     @abc.abstractmethod
     def shown(self) -> str:
-        """One line for people: what the rows are, where from, and what that means for comparisons."""
+        """One line for people: what the rows are, how many, where from, and what that means for comparisons."""
 
     def form(self, style: Style) -> RowFormat | None:
         """Say how rows are written out.
@@ -60,6 +60,16 @@ class RowSource(abc.ABC):
     def label_names(self) -> tuple[str, ...] | None:
         """Names of the classes, in the order of the labels; None where there are none."""
         return None
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, also those that no row at hand is of; None where the rows are to be counted."""
+        return None
+
+    @property
+    def unlabelled(self) -> str:
+        """What to do where labels are wanted and a row has none."""
+        return "add a field 'label' to every row."
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RowSource":
         """Return itself: settings are copied when they are saved, and rows never change."""
@@ -98,13 +108,14 @@ def provenance(source: Source) -> dict[str, Any]:
     return source.provenance() if isinstance(source, RowSource) else {"file": str(source)}
 
 
-def shown_source(source: Source) -> str:
-    """Say for people where rows come from.
+def described(source: Source, count: int) -> str:
+    """Say for people where rows come from, and how many they are.
 
     Args:
-        source: A file or something else with rows.
+        source: A file or something else with rows, which says their number itself.
+        count: Number of rows.
 
     Returns:
         One line.
     """
-    return source.shown if isinstance(source, RowSource) else str(source)
+    return source.shown if isinstance(source, RowSource) else f"{source}, n = {count:,}"

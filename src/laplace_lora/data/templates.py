@@ -15,7 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from laplace_lora.data.files import Row, is_text
 from laplace_lora.errors import DataFileError, first_line
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: What choices are called, in their order.
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Templates come with downloaded posteriors: nothing but text may come of them, and soon. What could grow without
 # bound is left out: powers and repetitions, widths, text put together again and again, functions, other files.
 _NO_NODES: tuple[type[nodes.Node], ...] = (
@@ -204,7 +205,7 @@ def _one_choice(row: Row, name: str) -> str:
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.globals = {"letters": _LETTERS}
+    environment.globals = {"letters": LETTERS}
     environment.filters = {name: environment.filters[name] for name in _FILTERS}
     return environment
 
@@ -264,7 +265,7 @@ def _fill(source: str, values: Mapping[str, Any], row: Row, name: str) -> str:
 
 def _value(row: Row, key: str, name: str) -> str | list[str]:
     if key == "letters" and key not in row.fields:
-        return _LETTERS
+        return LETTERS
     if key not in row.fields:
         raise DataFileError(
             f"{name}:{row.line} lacks the field {key!r} (it has {_found(row)}); add it, or give fit another --template."

@@ -109,7 +109,7 @@ def lines_of(
     data: DataSet,
     comparison: Comparison | Mapping[str, Any] | None,
     *,
-    detection: OutOfDistribution | None = None,
+    detection: OutOfDistribution | Mapping[str, Any] | None = None,
     methods: Sequence[str] | None = None,
     more: Mapping[str, str] | None = None,
 ) -> list[Line]:
@@ -118,7 +118,7 @@ def lines_of(
     Args:
         data: The data set.
         comparison: Its figures, or what ``to_dict`` made of them; None where the set has no labels.
-        detection: How well it is told from the evaluated data.
+        detection: How well it is told from the evaluated data, or what ``to_dict`` made of it.
         methods: Those to show; all if None.
         more: Text of the caller's own columns, the same for every line.
 
@@ -126,14 +126,15 @@ def lines_of(
         One line per method.
     """
     document: Mapping[str, Any] = comparison.to_dict() if isinstance(comparison, Comparison) else comparison or {}
-    apart = {} if detection is None else {name: found[DETECTED_BY] for name, found in detection.methods.items()}
+    detected = detection.to_dict() if isinstance(detection, OutOfDistribution) else detection or {"methods": {}}
+    apart = {name: found[DETECTED_BY]["auroc"]["estimate"] for name, found in detected["methods"].items()}
     figures: Mapping[str, Mapping[str, Any]] = document.get("methods", {})
     differences = document.get("differences", {}) if document.get("reference", "map") == "map" else {}
     lines = []
     for name in methods or [*(figures or apart)]:
         values = dict(figures.get(name, {}))
         if name in apart:
-            values["detection"] = apart[name].auroc.estimate
+            values["detection"] = apart[name]
         difference = differences.get(name, {}).get("nll")
         lines.append(Line(data, method_name(name), values, difference, more or {}))
     return lines

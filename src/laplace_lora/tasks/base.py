@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from laplace_lora.data import RowFormat, Style
+from laplace_lora.data import LETTERS, RowFormat, Style
 from laplace_lora.tasks.prompts import LISTING, PAPER, encoder_option_form, option_form
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Fields = dict[str, Any]
+
+
+def _any_row(row: Mapping[str, Any]) -> bool:
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Task:
         words: Answers to the prompt; None for the letters of the choices.
         names: Names of the classes in the order of the labels; None where every row has choices of its own.
         options: Words for the classes where each is scored as an option; None where every row has choices of its own.
+        belongs: Says of a row as it was found whether it is the task's at all, where a copy may hold others too.
+        shares_repository: Whether other tasks are configurations of the same repository.
         choices: Number of choices; rows with another number are left out, which ``exactly`` says.
         exactly: Whether fewer choices are left out too.
         kept: Rows of every split that are not left out, where some are.
@@ -75,6 +80,8 @@ class Task:
     words: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     options: tuple[str, ...] | None = None
+    belongs: Callable[[Mapping[str, Any]], bool] = _any_row
+    shares_repository: bool = True
     choices: int = 2
     exactly: bool = True
     kept: Mapping[str, int] = dataclasses.field(default_factory=dict)

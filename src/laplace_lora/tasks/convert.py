@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from laplace_lora.tasks.base import LETTERS, Fields
+from laplace_lora.data import LETTERS
+from laplace_lora.tasks.base import Fields
 
 Converter = Callable[[Mapping[str, Any]], Fields]
 
@@ -39,8 +40,14 @@ def winogrande(row: Mapping[str, Any]) -> Fields:
 
     Returns:
         One of ours.
+
+    Raises:
+        ValueError: The answer is another one.
     """
-    label = {"1": 0, "2": 1, "": None}[str(row["answer"])]
+    known = {"1": 0, "2": 1, "": None}
+    if str(row["answer"]) not in known:
+        raise ValueError(f"the answer {row['answer']!r} is neither 1 nor 2")
+    label = known[str(row["answer"])]
     return {"question": row["sentence"], "choices": [row["option1"], row["option2"]], "label": label}
 
 
@@ -97,8 +104,18 @@ def with_options(fields: Fields, options: Sequence[str] | None) -> Fields:
 
     Returns:
         The row with ``choices``.
+
+    Raises:
+        ValueError: It has others of its own, or in another order.
     """
-    return fields if options is None else fields | {"choices": list(options)}
+    if options is None:
+        return fields
+    if "choices" in fields and list(fields["choices"]) != list(options):
+        raise ValueError(
+            f"its choices are {', '.join(map(str, fields['choices']))}, and the task's, in the order of the labels, "
+            f"{', '.join(options)}; leave the column out"
+        )
+    return fields | {"choices": list(options)}
 
 
 def _letter(mark: Any) -> str:

@@ -1,13 +1,11 @@
 """Rows from a folder of JSONL or CSV files, one folder per task and one file per split."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from laplace_lora.data import open_rows
 from laplace_lora.errors import DataFileError
 from laplace_lora.tasks.base import Task
-from laplace_lora.tasks.hub import load_from_copy, load_from_hub
+from laplace_lora.tasks.hub import load_from_copy, load_from_hub, require_split
 from laplace_lora.tasks.loaded import Found
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv")
@@ -29,8 +27,7 @@ def load(task: Task, split: str, folder: Path | None) -> Found:
         DataFileError: There is no such split.
     """
     if folder is None:
-        if split not in task.hub.splits:
-            raise DataFileError(f"{task.name} has no {split} split on the hub; choose {', '.join(task.hub.splits)}.")
+        require_split(task, split)
         return load_from_hub(task, split)
     if not folder.is_dir():
         raise DataFileError(
@@ -72,10 +69,13 @@ def _load_files(task: Task, split: str, folder: Path) -> Found | None:
     chosen = "test" if renamed else split
     if chosen not in files:
         return None
-    rows: list[Mapping[str, Any]] = [row.fields for row in open_rows(files[chosen])]
-    other = official[chosen] not in (None, split) or renamed
-    note = f"{files[chosen].name} holds the hub's {official[chosen]} split, by its number of rows" if other else ""
-    return Found(rows, str(files[chosen]), official[chosen], note)
+    if official[chosen] not in (None, split):
+        raise DataFileError(
+            f"{files[chosen]} has as many rows as the hub's {official[chosen]} split, and the hub hides the labels of "
+            f"{split}: name it {task.name}:{official[chosen]}."
+        )
+    rows = [row.fields for row in open_rows(files[chosen]) if task.belongs(row.fields)]
+    return Found([*rows], str(files[chosen]), official[chosen])
 
 
 def _files(task: Task, folder: Path) -> dict[str, Path]:

@@ -61,7 +61,24 @@ def load_from_hub(task: Task, split: str) -> Found:
             f"{task.name}:{split} has {len(rows)} rows on the hub, and {task.sizes[split]} are known of; give "
             "--data-dir a folder with a copy of the right ones."
         )
-    return Found(rows, f"the hub, {hub.shown}", split)
+    return Found(rows, f"the hub, {hub.shown}", split, counted=False)
+
+
+def require_split(task: Task, split: str) -> None:
+    """Refuse a split that the hub does not have.
+
+    Args:
+        task: The task.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        DataFileError: There is none.
+    """
+    if split not in task.hub.splits:
+        raise DataFileError(
+            f"{task.name} has no {split} split on the hub; choose {', '.join(task.hub.splits)}, or a part of one: "
+            f"{task.name}:train[80%:]."
+        )
 
 
 def load_from_copy(task: Task, split: str, folder: Path) -> Found | None:
@@ -81,10 +98,12 @@ def load_from_copy(task: Task, split: str, folder: Path) -> Found | None:
     copy = _copy_of(task, folder)
     if copy is None:
         return None
+    require_split(task, split)
     datasets = require_datasets()
-    theirs = task.hub.splits.get(split, split)
+    theirs = task.hub.splits[split]
     try:
-        rows = _saved(datasets, copy, theirs) if _is_saved(copy) else _repository(datasets, task, copy, theirs)
+        read = _saved if _is_saved(copy) else _repository
+        rows = [row for row in read(datasets, task, copy, theirs) if task.belongs(row)]
     except Exception as error:  # of datasets
         raise DataFileError(
             f"{task.name}:{split} cannot be read from {copy} ({first_line(error)}); it should be a copy of "
@@ -112,8 +131,12 @@ def _is_saved(place: Path) -> bool:
     return (place / "dataset_dict.json").exists()
 
 
-def _saved(datasets: Any, copy: Path, split: str) -> list[Mapping[str, Any]]:
-    return list(datasets.load_from_disk(str(copy))[split])
+def _saved(datasets: Any, task: Task, copy: Path, split: str) -> list[Mapping[str, Any]]:
+    found = datasets.load_from_disk(str(copy))[split]
+    configuration = found.info.config_name
+    if copy.name not in task.folders and task.shares_repository and configuration not in task.hub.configurations:
+        raise ValueError(f"it does not say that it is {task.hub.configurations[0]}: name its folder {task.name}")
+    return list(found)
 
 
 def _repository(datasets: Any, task: Task, copy: Path, split: str) -> list[Mapping[str, Any]]:
@@ -126,7 +149,7 @@ def _repository(datasets: Any, task: Task, copy: Path, split: str) -> list[Mappi
             chosen = {"name": configuration}
         elif (copy / configuration).is_dir():  # a copy without the card, which names the configurations
             chosen = {"data_dir": configuration}
-        elif len(task.hub.configurations) > 1 or len(known) > 1:
+        elif len(known) > 1 or (task.shares_repository and copy.name not in task.folders):
             raise ValueError(f"there is no configuration {configuration}")
         rows += list(datasets.load_dataset(str(copy), split=split, streaming=True, **chosen))
     return rows

@@ -11,10 +11,10 @@ class Found(NamedTuple):
         rows: As they were found: the hub's columns, or ours.
         source: Where they were found, for people.
         official: The hub's split that these rows are, judged by their number; None for a split of somebody's own.
-        note: What else should be said; empty for nothing.
+        counted: Whether ``official`` was judged by the number of rows; else they came from the hub itself.
     """
 
     rows: list[Mapping[str, Any]]
     source: str
     official: str | None
-    note: str = ""
+    counted: bool = True

@@ -1,5 +1,8 @@
 """Groups of MMLU's subjects: what is out of distribution for an adapter tuned on OpenBookQA."""
 
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
 from laplace_lora.tasks import convert, prompts
 from laplace_lora.tasks.base import Hub, Task
 
@@ -34,16 +37,23 @@ _TITLES = {
     "phy": "physics",
 }
 
+
+def _of_subjects(subjects: Collection[str]) -> Callable[[Mapping[str, Any]], bool]:
+    """Keep a group's rows of a copy that holds all subjects."""
+    return lambda row: "subject" not in row or str(row["subject"]).replace(" ", "_") in subjects
+
+
 TASKS = tuple(
     Task(
         name=f"mmlu_{group}",
         title=f"MMLU, {_TITLES[group]}",
-        # The hub's `dev` split has the five examples of every subject that few-shot prompts show.
+        # The hub's `dev` split has the five examples of every subject that few-shot prompts show; no figure is of its
+        # `validation` split.
         hub=Hub(
             "cais/mmlu",
             tuple(subjects),
             "c30699e8356da336a370243923dbaf21066bb9fe",
-            {"train": "dev", "validation": "validation", "test": "test"},
+            {"train": "dev", "test": "test"},
             "MIT",
         ),
         sizes={"train": 5 * len(subjects), "test": sum(subjects.values())},
@@ -51,6 +61,7 @@ TASKS = tuple(
         fields=("question", "choices"),
         prompts=prompts.choice_prompts(),
         evaluation="test",
+        belongs=_of_subjects(subjects),
         choices=4,
         aliases=(f"mmlu_{_TITLES[group].replace(' ', '_')}",),
     )

@@ -3,16 +3,16 @@
 A prompt is a Jinja template over a row's fields, so that any other can take its place (``--template``).
 """
 
-from laplace_lora.data import RowFormat
+from laplace_lora.data import RowFormat, layouts
+from laplace_lora.data.layouts import LISTED, SELECT
 
-#: Whose prompts: as the paper writes them (Yang et al., ICLR 2024), as the authors' released code has them, as the
-#: successors' code has them (BLoB, TFB).
+#: Whose prompts: as the paper writes them (Yang et al., ICLR 2024); as the authors' released code has them
+#: (adamxyang/laplace-lora, run_gpt.py); as the successors' code has them (BLoB, TFB: Wang-ML-Lab/bayesian-peft,
+#: dataset/utils/dsets.py for the words, dataset/S2SDataset_Classification.py for where it adds the closing token).
 PAPER, PAPER_CODE, SUCCESSORS = "paper", "paper-code", "successors"
 PROMPTS = (PAPER, PAPER_CODE, SUCCESSORS)
 
 _END = "{{ eos_token }}"
-_SELECT = "Select one of the choices that answers the following question: "
-_LISTED = " Choices:{% for choice in choices %} {{ letters[loop.index0] }}. {{ choice }}{% endfor %} Answer:"
 # The code closes every option of ARC and OpenBookQA with a full stop and begins it with a capital.
 _LISTED_BY_CODE = (
     " Choices:{% for choice in choices %} {{ letters[loop.index0] }}. {{ choice[:1]|upper }}{{ choice[1:] }}"
@@ -34,14 +34,14 @@ def choice_prompts(question: str = "{{ question }}") -> dict[str, str]:
         One per entry of :data:`PROMPTS`.
     """
     return {
-        PAPER: f"{_SELECT}{question}{_LISTED}",
-        PAPER_CODE: f"{_SELECT}{question}{_LISTED}",
+        PAPER: f"{SELECT}{question}{LISTED}",
+        PAPER_CODE: f"{SELECT}{question}{LISTED}",
         SUCCESSORS: f"{_RETURN}{question}{_LINES}",
     }
 
 
 SCIENCE = choice_prompts() | {
-    PAPER_CODE: f"{_SELECT}{{{{ question }}}}{_LISTED_BY_CODE}",
+    PAPER_CODE: f"{SELECT}{{{{ question }}}}{_LISTED_BY_CODE}",
     SUCCESSORS: f"{_RETURN}{{{{ question }}}}\nChoices:{_SWAPPED_LINES}",
 }
 #: The successors' code spells the heading of OpenBookQA's choices this way.
@@ -49,12 +49,12 @@ OPENBOOKQA = SCIENCE | {SUCCESSORS: f"{_RETURN}{{{{ question }}}}\nChioces:{_SWA
 WINOGRANDE = {
     PAPER: choice_prompts()[PAPER],
     # One full stop is missing in the code, and it is in every prompt.
-    PAPER_CODE: f"{_SELECT}{{{{ question }}}} Choices: A. {{{{ choices[0] }}}}. B {{{{ choices[1] }}}}. Answer:",
+    PAPER_CODE: f"{SELECT}{{{{ question }}}} Choices: A. {{{{ choices[0] }}}}. B {{{{ choices[1] }}}}. Answer:",
     SUCCESSORS: choice_prompts()[SUCCESSORS] + _END,
 }
 BOOLQ = {
-    PAPER: f"Answer the question with only True or False: {{{{ question }}}} Context: {{{{ passage }}}}{_END}",
-    PAPER_CODE: f"Answer the question with only True or False: {{{{ question }}}} Context: {{{{ passage }}}}{_END}",
+    PAPER: layouts.BOOLQ,
+    PAPER_CODE: layouts.BOOLQ,
     SUCCESSORS: (
         "Read the passage below and answer the question with the words 'true' or 'false'.\n\nPassage: "
         f"{{{{ passage[:1024] }}}}\nQuestion: {{{{ question }}}}\nAnswer (true or false):{_END}"

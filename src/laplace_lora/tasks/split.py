@@ -24,7 +24,7 @@ _SELECTION = re.compile(r"(train|validation|test)(\[(\d*%?):(\d*%?)\])?")
 class TaskSplit(RowSource):
     """Rows of a split that belong to the task, with what the hub calls them and how they are asked."""
 
-    def __init__(self, task: Task, selection: str, folder: Path | None = None, prompts: str = PAPER) -> None:
+    def __init__(self, task: Task, selection: str, folder: Path | None = None, prompts: str | None = None) -> None:
         """Choose rows; they are read when they are first wanted.
 
         Args:
@@ -33,7 +33,7 @@ class TaskSplit(RowSource):
                 ``train[:80%]``, ``train[80%:]``, ``test[:100]``. The part is taken after the filter, percentages are
                 rounded down.
             folder: Holds copies of tasks; None for the hub.
-            prompts: Whose prompts.
+            prompts: Whose prompts; the paper's if None.
 
         Raises:
             DataFileError: There is no such selection, or there are no such prompts.
@@ -44,7 +44,7 @@ class TaskSplit(RowSource):
                 f"{selection!r} is no part of {task.name}; write a split ({', '.join(SPLITS)}), perhaps with a part of "
                 "it: train[:80%], train[80%:] or test[:100]."
             )
-        if prompts not in PROMPTS:
+        if prompts not in (None, *PROMPTS):
             raise DataFileError(f"prompts {prompts!r} are not known; choose {', '.join(PROMPTS)}, or give --template.")
         self.task, self.folder, self.prompts = task, folder, prompts
         self.split, self.part, self._ends = match[1], match[2] or "", (match[3] or "", match[4] or "")
@@ -63,7 +63,7 @@ class TaskSplit(RowSource):
 
     def form(self, style: Style) -> RowFormat | None:
         """See :meth:`RowSource.form`."""
-        return self.task.form(style, self.prompts)
+        return self.task.form(style, self.prompts or PAPER)
 
     def answers(self) -> tuple[str, ...]:
         """See :meth:`RowSource.answers`."""
@@ -75,6 +75,18 @@ class TaskSplit(RowSource):
         return self.task.names
 
     @property
+    def classes(self) -> int:
+        """See :attr:`RowSource.classes`."""
+        return self.task.choices
+
+    @property
+    def unlabelled(self) -> str:
+        """See :attr:`RowSource.unlabelled`."""
+        if self.split in self.task.hidden:
+            return f"the hub hides the labels of {self.split}: use {self.task.name}:{self.task.evaluation}."
+        return super().unlabelled
+
+    @property
     def own_split(self) -> bool:
         """Whether these are other rows than published figures are of."""
         whole = self.part in ("", KEPT_FOR_TRAINING, HELD_OUT) if self.split == "train" else not self.part
@@ -83,14 +95,15 @@ class TaskSplit(RowSource):
     @property
     def shown(self) -> str:
         """See :attr:`RowSource.shown`."""
-        said = [f"from {self._read.found.source}"]
+        found = self._read.found
+        said = [f"from {found.source}"]
+        if found.official is not None and found.counted:
+            said.append(f"by its {len(found.rows):,} rows the hub's {found.official} split")
         if self._read.left_out:
-            said.append(f"{self._read.left_out} of {len(self._read.found.rows)} rows without {self._choices} left out")
-        if self._read.found.note:
-            said.append(self._read.found.note)
+            said.append(f"{self._read.left_out} of {len(found.rows)} rows without {self._choices} left out")
         if self.own_split:
             said.append("OWN SPLIT, not the published one")
-        elif self._read.found.official not in ("train", self.task.evaluation):
+        elif found.official not in ("train", self.task.evaluation):
             said.append(f"published figures are of the {self.task.evaluation} split")
         return f"{self}, n = {len(self):,}: {'; '.join(said)}"
 
@@ -108,7 +121,7 @@ class TaskSplit(RowSource):
             "published_split": not self.own_split and found.official == self.task.evaluation,
             "source": found.source,
             "hub": dataclasses.asdict(self.task.hub),
-            "note": found.note or None,
+            "known_by": "number of rows" if found.counted else "revision",
         }
 
     @property
@@ -118,6 +131,8 @@ class TaskSplit(RowSource):
     @cached_property
     def _read(self) -> "_Read":
         found = load(self.task, self.split, self.folder)
+        if not found.rows:
+            raise DataFileError(f"{self} has no rows in {found.source}; check the copy.")
         kept, left_out = [], 0
         for line, raw in enumerate(found.rows, start=1):
             fields = self._ours(raw, line)
@@ -125,6 +140,8 @@ class TaskSplit(RowSource):
                 kept.append(Row(line, fields))
             else:
                 left_out += 1
+        if not kept:
+            raise DataFileError(f"none of the {left_out} rows of {self} has {self._choices}; choose another task.")
         return _Read(found, kept, left_out)
 
     @cached_property
@@ -142,7 +159,10 @@ class TaskSplit(RowSource):
         try:
             ours = set(task.fields) <= set(raw) and "label" in raw and isinstance(raw.get("choices", []), list)
             # The original's own columns have the same names as ours but for the answer.
+            if isinstance(raw.get("choices"), str):
+                raise ValueError("a cell of a table holds one text, not a list of choices: write the rows as JSONL")
             fields = self._labelled(raw) if ours and "answerKey" not in raw else task.convert(raw)
+            fields = with_options(fields, task.options)
         except KeyError as error:
             raise DataFileError(
                 f"{self}:{line} has the columns {', '.join(map(str, raw))} and lacks {error}; give the columns of "
@@ -150,7 +170,7 @@ class TaskSplit(RowSource):
             ) from None
         except (ValueError, TypeError, IndexError) as error:
             raise DataFileError(f"{self}:{line} cannot be read ({error}); mend the copy.") from None
-        return with_options(fields, task.options)
+        return fields
 
     def _labelled(self, raw: Mapping[str, Any]) -> Fields:
         """Read a label by its name, or as hidden."""
