@@ -1,7 +1,7 @@
-"""OpenBookQA by task name, and what lies outside of it: train, fit, evaluate, by both of the paper's protocols.
+"""OpenBookQA by task name and what lies outside of it, and WinoGrande-S: both of the paper's protocols, verb by verb.
 
-all-MiniLM-L6-v2 scores each choice by itself (preset `small`). In the first protocol the prior comes from the evidence
-on all training rows; in the second, the last fifth of them is held out for the prior and the temperature.
+all-MiniLM-L6-v2 scores each choice by itself (preset `small`). On OpenBookQA the prior comes from the evidence on all
+training rows; on WinoGrande-S the last fifth of them is held out for the prior and the temperature.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from common import RESULTS, run_verb, write_results
 
 from laplace_lora.demo.encoder import encoder_folder
 
-PROTOCOLS = {
-    "evidence on all rows": ("openbookqa", None),
-    "validation on the last fifth": ("openbookqa:train[:80%]", "openbookqa:train[80%:]"),
-}
 WORK = RESULTS.parents[1] / "build" / "openbookqa"
 #: Small shifts, then large ones. Of ARC the hub's test split; the paper reports on its validation split.
 OUTSIDE = ("arc_easy:test", "arc_challenge:test", "mmlu_cs", "mmlu_eng", "mmlu_law", "mmlu_health")
+#: Task, training rows, rows held out, and what lies outside.
+PROTOCOLS: dict[str, tuple[str, str, str | None, tuple[str, ...]]] = {
+    "evidence on all rows": ("openbookqa", "openbookqa", None, OUTSIDE),
+    "validation on the last fifth": ("winogrande_s", "winogrande_s:train[:80%]", "winogrande_s:train[80%:]", ()),
+}
 
 
 def measure(protocol: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
@@ -31,14 +32,14 @@ def measure(protocol: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     for name, target in (("MiniLM", encoder_folder()), ("data", data.resolve())):
         if not (folder / name).exists():
             (folder / name).symlink_to(target)
-    train, held_out = PROTOCOLS[protocol]
+    task, train, held_out, others = PROTOCOLS[protocol]
     named, held = ["--data-dir", "data"], [] if held_out is None else ["--validation", held_out]
-    outside = [part for name in OUTSIDE for part in ("--ood", name)]
+    outside = [part for name in others for part in ("--ood", name)]
     adapter = ["--adapter", "adapter"]
     verbs = {
         "train": ["--preset", "small", "--model", "MiniLM", "--data", train, *named, "--seed", str(seed)],
         "fit": [*adapter, "--data", train, *held, *named],
-        "evaluate": [*adapter, "--posterior", "posterior", "--data", "openbookqa", *held, *outside, *named],
+        "evaluate": [*adapter, "--posterior", "posterior", "--data", task, *held, *outside, *named],
     }
     done = {"train": "adapter", "fit": "posterior", "evaluate": "report"}
     seconds: dict[str, float | None] = {}

@@ -86,6 +86,14 @@ def test_show_without_a_tokenizer(copies: Path, name: str) -> None:
     assert said.count("\nrow ") == 2
 
 
+def test_show_without_rows(tmp_path: Path) -> None:
+    said = _run("tasks", "show", "wic", "--data-dir", tmp_path)
+    assert TASKS["wic"].hub.revision in said
+    assert "no examples: there is no wic:validation in" in said
+    law = _run("tasks", "show", "mmlu_law:validation", "--data-dir", tmp_path)
+    assert "mmlu_law has no validation split on the hub; choose train, test" in law
+
+
 def test_show_prints_token_ids_and_answers(copies: Path, bases: dict[str, Path]) -> None:
     said = _run("tasks", "show", "openbookqa", "--data-dir", copies, "--tokenizer", bases["llama"], "--rows", 1)
     tokenizer = AutoTokenizer.from_pretrained(bases["llama"])
@@ -126,7 +134,8 @@ def test_show_every_way(copies: Path, bases: dict[str, Path], base: str, readout
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("hellaswag",), "hellaswag is neither a file nor a task"),
+        (("hellaswag",), "hellaswag is neither a file nor a task: check the path, or see laplace-lora tasks"),
+        (("openbokqa",), "openbokqa is neither a file nor a task: did you mean openbookqa? Check the path"),
         (("rte:dev",), "'dev' is no part of rte"),
         (("rte", "--prompts", "mine"), "prompts 'mine' are not known"),
         (("rte", "--readout", "pairwise"), "readout 'pairwise' is not one of"),

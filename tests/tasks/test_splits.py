@@ -336,6 +336,7 @@ def test_a_test_file_may_be_the_hubs_validation_split(tmp_path: Path, monkeypatc
     assert source.provenance()["hub_split"] == "validation"
     assert not source.own_split
     assert "rte/test.jsonl; by its 3 rows the hub's validation split" in source.shown
+    assert "rte/validation.jsonl is another split, to be named as a file" in source.shown
     # One set of rows has one name: nothing is tuned on what is measured.
     with pytest.raises(DataFileError, match=r"hides the labels of test: name it rte:validation\.$"):
         len(TaskSplit(task, "test", folder))

@@ -67,7 +67,7 @@ def openbookqa() -> str:
     parts = []
     for result in document["results"]:
         lines: list[Line] = lines_of(DataSet.of(result["data"]), result)
-        for other in result["ood"].values():
+        for other in (result["ood"] or {}).values():
             lines += lines_of(DataSet.of(other["data"]), other["comparison"], detection=other["detection"])
         columns = ("set", "n", "method", "accuracy", "nll", "ece", "ece_floor", "brier", "auroc", "aurc", "detection")
         parts.append(f"**{_heading(result)}**\n\n{markdown_table(lines, (*columns, 'difference'))}")

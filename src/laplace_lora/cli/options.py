@@ -60,7 +60,7 @@ Prompts = Annotated[
     str | None,
     typer.Option(
         help="Whose prompts of a task a language model is asked: paper (its text), paper-code (its authors' code) or "
-        "successors.  [default: as the preset, or paper]",
+        "successors.  [default: as saved with the adapter, as the preset, or paper]",
         metavar="WHOSE",
     ),
 ]

@@ -220,7 +220,10 @@ def warn_of_cuts(encoder: Encoder, console: Console) -> None:
         console: Takes the warning.
     """
     if encoder.truncated:
-        console.warn(f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens.")
+        console.warn(
+            f"{encoder.truncated} inputs were cut to {encoder.max_length} tokens, at their {encoder.cut_at}; "
+            "--max-length says how many are kept."
+        )
 
 
 def open_adapter(

@@ -18,6 +18,7 @@ from laplace_lora.commands.inputs import OpenAdapter, say_sources, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.prepared import open_posterior
 from laplace_lora.commands.records import real_records, records, require_numbers, text_records
+from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
 from laplace_lora.curvature import backward_passes
@@ -74,6 +75,7 @@ def predict(config: PredictConfig, console: Console) -> int:
             # Single texts, whose rewards are wanted.
             readout = opened.readout = Scalar()
             form = dataclasses.replace(form, template=None, pair_template=None)
+        require_same_classes(path, layout, opened.label_names)
         data = opened.scan(path, form, "ignored", name)
         opened.classes = max(opened.classes, data.most_choices) if readout.name == "option_scores" else opened.classes
         encoder = opened.encoder(opened.complete(form, data), layout)

@@ -20,7 +20,7 @@ from laplace_lora.data import Encoder, RowFormat, Source
 from laplace_lora.data.scan import Example
 from laplace_lora.errors import DataFileError, LaplaceLoRAError, first_line
 from laplace_lora.readouts import AnswerTokens
-from laplace_lora.tasks import TASKS, TaskSplit
+from laplace_lora.tasks import TASKS, Task, TaskSplit
 
 _READOUTS = ("answers", "options", "class")
 
@@ -70,11 +70,15 @@ def show_task(config: ShowConfig) -> str:
     given = [option for option, value in unused.items() if value is not None]
     if config.tokenizer is None and given:
         raise LaplaceLoRAError(f"{given[0]} needs a tokenizer; give --tokenizer DIR, or leave it out.")
-    return "\n".join([*_about(config.source), "", *_examples(config, config.source)])
+    about = [*_about(config.source.task)]
+    try:
+        about.append(f"  shown: {config.source.shown}")
+    except DataFileError as error:
+        return "\n".join([*about, "", f"no examples: {error}"])
+    return "\n".join([*about, "", *_examples(config, config.source)])
 
 
-def _about(source: TaskSplit) -> Iterator[str]:
-    task = source.task
+def _about(task: Task) -> Iterator[str]:
     yield f"{task.name}: {task.title}"
     yield f"  hub: {task.hub.repository}, {', '.join(task.hub.configurations)}, revision {task.hub.revision}"
     known = [f"{split} {count:,}" for split, count in task.sizes.items()]
@@ -83,7 +87,6 @@ def _about(source: TaskSplit) -> Iterator[str]:
     yield f"  licence: {task.hub.licence}"
     classes = task.names or (f"{task.choices} choices of every row's own",)
     yield f"  classes: {', '.join(classes)}"
-    yield f"  shown: {source.shown}"
 
 
 def _examples(config: ShowConfig, source: TaskSplit) -> Iterator[str]:

@@ -30,6 +30,7 @@ class Encoder:
             joins the two.
         truncated: Inputs cut to ``max_length`` so far.
         chat: Whether prompts are put into the tokenizer's chat template.
+        cut_at: Which end such inputs lost.
     """
 
     tokenizer: Any
@@ -40,6 +41,7 @@ class Encoder:
     continues: bool = False
     truncated: int = 0
     chat: bool = False
+    cut_at: str = "end"
 
     def encode(self, examples: list[Example], name: str) -> dict[str, Tensor]:
         """Tokenise and pad one batch.
@@ -136,6 +138,7 @@ class Encoder:
             raise DataFileError(f"{name}:{line}: {found.refusal}")
         self._require_known(max(found.tokens), f"{name}:{line}")
         self.truncated += found.cut
+        self.cut_at = "beginning"
         return found
 
     def _tokens(
@@ -144,6 +147,7 @@ class Encoder:
         where = f"{name}:{lines[0]}" + (f" to {lines[-1]}" if lines[-1] > lines[0] else "")
         side, limit, end = self.tokenizer.truncation_side, self.max_length, self._end(texts)
         keep_end = self.layout.keep_end and end is None
+        self.cut_at = "beginning" if keep_end else "end"
         if end is not None:  # what is read is that token: a long text loses what stands before it
             texts = [text.removesuffix(end) for text in texts]
             limit = None if limit is None else limit - 1

@@ -122,7 +122,7 @@ def answer_token_ids(tokenizer: Any, words: Sequence[str], prompt: str = "Answer
     shown = "; ".join(f"{word!r} is {tokenizer.convert_ids_to_tokens(ids)}" for word, ids in found.items())
     raise LaplaceLoRAError(
         f"answers must be one token each, different ones, after {prompt[-20:]!r}: {shown}; choose other words, such as "
-        "letters, or end the prompt in another way."
+        "letters, end the prompt in another way, or read the options' likelihoods (OptionScores; --readout options)."
     )
 
 

@@ -35,7 +35,8 @@ def load(task: Task, split: str, folder: Path | None) -> Found:
         )
     found = _load_files(task, split, folder) or load_from_copy(task, split, folder)
     if found is None:
-        names = " or ".join(str(folder / name) for name in (task.name, *task.aliases[:1], task.hub.repository))
+        require_split(task, split)
+        names = " or ".join(str(folder / name) for name in dict.fromkeys((task.name, task.hub.repository)))
         raise DataFileError(
             f"there is no {task.name}:{split} in {folder}; put {split}.jsonl or a copy of the hub's repository into "
             f"{names}, or leave out --data-dir."
@@ -75,7 +76,8 @@ def _load_files(task: Task, split: str, folder: Path) -> Found | None:
             f"{split}: name it {task.name}:{official[chosen]}."
         )
     rows = [row.fields for row in open_rows(files[chosen]) if task.belongs(row.fields)]
-    return Found([*rows], str(files[chosen]), official[chosen])
+    passed_over = str(files[split]) if renamed and split in files else ""
+    return Found([*rows], str(files[chosen]), official[chosen], passed_over=passed_over)
 
 
 def _files(task: Task, folder: Path) -> dict[str, Path]:

@@ -101,8 +101,10 @@ class TaskSplit(RowSource):
             said.append(f"by its {len(found.rows):,} rows the hub's {found.official} split")
         if self._read.left_out:
             said.append(f"{self._read.left_out} of {len(found.rows)} rows without {self._choices} left out")
+        if found.passed_over:
+            said.append(f"{found.passed_over} is another split, to be named as a file")
         if self.own_split:
-            said.append("OWN SPLIT, not the published one")
+            said.append(f"{'a part of it, ' if found.official is not None else ''}OWN SPLIT, not the published one")
         elif found.official not in ("train", self.task.evaluation):
             said.append(f"published figures are of the {self.task.evaluation} split")
         return f"{self}, n = {len(self):,}: {'; '.join(said)}"
