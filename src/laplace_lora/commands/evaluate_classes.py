@@ -52,7 +52,9 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
         The figures, also on data of other kinds.
     """
     config, opened = ready.config, ready.opened
-    require_different((config.data, *config.ood))
+    require_different(config.ood)
+    for source in config.ood:
+        warn_of_shared_rows(ready.console, config.data, source, "what is evaluated is told from itself")
     require_same_classes(config.validation, opened.layout, opened.label_names)
     warn_of_shared_rows(ready.console, config.data, config.validation, "the temperature is chosen on what is evaluated")
     validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")

@@ -88,7 +88,7 @@ def require_different(sources: tuple[Source, ...]) -> None:
     names = [str(source) for source in sources]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise LaplaceLoRAError(f"{twice} is given twice (--data, --ood); leave one out.")
+        raise LaplaceLoRAError(f"--ood {twice} is given twice; leave one out.")
 
 
 def scan_outside(ready: Prepared, source: Source) -> OutsideData:

@@ -78,6 +78,11 @@ class Line:
     difference: Mapping[str, float | None] | None = None
     more: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def block(self) -> tuple[DataSet, bool]:
+        """What lines under one heading share: the data, and whether they are told from the evaluated ones."""
+        return self.data, "detection" in self.figures
+
 
 class _Column(NamedTuple):
     head: str
@@ -197,9 +202,9 @@ def terminal_side_by_side(lines: Sequence[Line], columns: Sequence[str] = COLUMN
     text.append("-" * len(text[0]))
     last = None
     for line in lines:
-        if line.data != last:
+        if line.block != last:
             text.append(f"{line.data.title}, n = {line.data.n:,}")
-            last = line.data
+            last = line.block
         cells = "".join(f"{_cell(line, name).value:>7}" for name in figures)
         text.append(f"  {short_name(line.method):<{wide - 2}}{cells}".rstrip())
     if "detection" in figures:
@@ -218,7 +223,7 @@ def _texts(lines: Sequence[Line], columns: Sequence[str]) -> Iterator[list[Cell]
     last = None
     for line in lines:
         cells = [_cell(line, name) for name in columns]
-        leading = (line.data, *cells[:start])
+        leading = (line.block, *cells[:start])
         yield [Cell("", "")] * start + cells[start:] if leading == last else cells
         last = leading
 
