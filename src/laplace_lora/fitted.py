@@ -133,15 +133,29 @@ class Fitted:
         Returns:
             The posterior at them, and what the user should know.
         """
-        reader = self.covered.reader
+        reader, linearised = self.covered.reader, self.linearised(model)
         description = "validate" if self.config.progress else None
-        found = self.linearised(model).covariances(loader, reader, description, priors.SCALES)
-        mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
-        tunes_noise = reader.readout.tunes_noise
-        predictive = None if tunes_noise else functools.partial(reader.predictive, noise_variance=None)
         # Held-out data are compared at the curvature's own noise variance; see prior.noise.
-        precision, covariances = self.precision * self.noise_scale, covariances.div_(self.noise_scale)
-        tuned = tuning.by_validation(mean, covariances, labels, precision, self.config, predictive)
+        precision = self.precision * self.noise_scale
+        if self.posterior.has_spectrum and not reader.readout.tunes_noise:
+            mean, spectrum, labels = linearised.spectrum(loader, reader, description)
+
+            def covariance(scale: float) -> Tensor:
+                return spectrum.covariance(precision * scale) / self.noise_scale
+
+        else:
+            found = linearised.covariances(loader, reader, description, priors.SCALES)
+            mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
+            covariances = covariances.div_(self.noise_scale)
+            if reader.readout.tunes_noise:
+                tuned = tuning.noise_by_validation(mean, covariances, labels, precision, self.config)
+                return self._at(tuned, "validation"), tuned.warning
+
+            def covariance(scale: float) -> Tensor:
+                return covariances[priors.SCALES.tolist().index(scale)]
+
+        predictive = functools.partial(reader.predictive, noise_variance=None)
+        tuned = tuning.by_validation(mean, covariance, labels, precision, self.config, predictive)
         return self._at(tuned, "validation"), tuned.warning
 
     def _at(self, tuned: tuning.Tuned, method: str) -> "Fitted":

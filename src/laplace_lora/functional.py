@@ -15,8 +15,9 @@ from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import head_only
 from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass
 from laplace_lora.likelihoods import Likelihood
-from laplace_lora.posterior import CovarianceAccumulator, Posterior
+from laplace_lora.posterior import CovarianceAccumulator, Posterior, Spectrum
 from laplace_lora.predictive import Predictive, concatenate
+from laplace_lora.prior import collect
 from laplace_lora.reading import Reader
 from laplace_lora.readouts import split_labels
 
@@ -66,6 +67,29 @@ class LinearisedModel:
         found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k)
         for logits, covariance, labels in found:
             yield logits, covariance * self.scale, labels
+
+    def spectrum(
+        self, loader: Iterable[Mapping[str, Any]], reader: Reader, description: str | None
+    ) -> tuple[Tensor, Spectrum, Tensor]:
+        """Collect labelled examples' Gaussian logits at every prior, in one pass over them.
+
+        Args:
+            loader: Labelled batches, read once.
+            reader: How outputs are read.
+            description: Label of the progress bar; None for no bar.
+
+        Returns:
+            (N, K) logits, their spectrum in float32 (4 G n K^2 bytes per example for n nodes and G prior groups), and
+            (N,) labels.
+        """
+        grid = self.posterior.grid()
+        accumulator = partial(self.posterior.spectral_accumulator, grid)
+        runner = jacobian_pass(self.model, self.sites, reader.readout, head_only=head_only(self.config, reader.readout))
+        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description)
+        shorter = ((logits, table.float(), labels) for logits, table, labels in found)
+        mean, tables, labels = collect(shorter, reader.likelihood, self.config.memory_limit_bytes)
+        nodes = grid.nodes.to(tables.device)
+        return mean, Spectrum(nodes, tables.unflatten(0, (-1, len(nodes))), self.scale), labels
 
     def predict(
         self,

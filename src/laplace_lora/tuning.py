@@ -91,33 +91,50 @@ def by_evidence(
 
 def by_validation(
     mean: Tensor,
-    covariances: Tensor,
+    covariance: Callable[[float], Tensor],
     labels: Tensor,
     precision: Tensor,
     config: LaplaceConfig,
-    predictive: Callable[[Tensor, Tensor], Predictive] | None,
+    predictive: Callable[[Tensor, Tensor], Predictive],
 ) -> Tuned:
     """Minimise the negative log-likelihood of held-out data over a common factor on all precisions.
 
     Args:
-        mean: (N, K) logits, or (N, 1) outputs.
-        covariances: (S, N, K, K) at the multiples ``prior.SCALES``, at the configured noise variance.
-        labels: (N,) class indices or targets.
+        mean: (N, K) logits.
+        covariance: Gives (N, K, K) at a multiple of the precisions.
+        labels: (N,) class indices.
         precision: (G,) precisions that the multiples are of.
         config: Settings.
-        predictive: Gaussian logits to probabilities; None for real outputs, whose noise variance is chosen too.
+        predictive: Gaussian logits to probabilities.
+
+    Returns:
+        The minimum.
+    """
+    chosen = priors.choose_scale(mean, covariance, labels, predictive)
+    warning = _edge_warning(chosen.scale) if chosen.at_edge else None
+    return Tuned(precision * chosen.scale, config.noise_variance, warning)
+
+
+def noise_by_validation(
+    mean: Tensor, covariances: Tensor, targets: Tensor, precision: Tensor, config: LaplaceConfig
+) -> Tuned:
+    """Minimise the negative log-likelihood of held-out real outputs over a factor on all precisions, and the noise.
+
+    Args:
+        mean: (N, 1) outputs.
+        covariances: (S, N, 1, 1) at the multiples ``prior.SCALES``, at the configured noise variance.
+        targets: (N,) real numbers.
+        precision: (G,) precisions that the multiples are of.
+        config: Settings.
 
     Returns:
         The minimum.
     """
     noise = config.noise_variance
-    if predictive is None:
-        result = priors.validate_noise(mean.cpu(), covariances.cpu(), labels.cpu(), priors.SCALES, noise)
-        multiple = float(result.precision * result.scale)
-        at_edge = not float(priors.SCALES[0]) * 1.01 < multiple < float(priors.SCALES[-1]) * 0.99
-        return Tuned(precision * result.precision, noise * result.scale, _edge_warning(multiple) if at_edge else None)
-    chosen = priors.choose_scale(mean, covariances, labels, predictive)
-    return Tuned(precision * chosen.scale, noise, _edge_warning(chosen.scale) if chosen.at_edge else None)
+    result = priors.validate_noise(mean.cpu(), covariances.cpu(), targets.cpu(), priors.SCALES, noise)
+    multiple = float(result.precision * result.scale)
+    at_edge = not float(priors.SCALES[0]) * 1.01 < multiple < float(priors.SCALES[-1]) * 0.99
+    return Tuned(precision * result.precision, noise * result.scale, _edge_warning(multiple) if at_edge else None)
 
 
 def _edge_warning(scale: float) -> str:

@@ -4,11 +4,14 @@ from laplace_lora.posterior.base import CovarianceAccumulator, Posterior
 from laplace_lora.posterior.diagonal import DiagonalPosterior
 from laplace_lora.posterior.exact import ExactPosterior
 from laplace_lora.posterior.kronecker import KroneckerPosterior
+from laplace_lora.posterior.spectrum import Grid, Spectrum
 
 __all__ = [
     "CovarianceAccumulator",
     "DiagonalPosterior",
     "ExactPosterior",
+    "Grid",
     "KroneckerPosterior",
     "Posterior",
+    "Spectrum",
 ]

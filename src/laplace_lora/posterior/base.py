@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from laplace_lora.matrices import MatrixShape
+from laplace_lora.posterior.spectrum import Grid
 
 
 class CovarianceAccumulator(abc.ABC):
@@ -107,6 +108,42 @@ class Posterior(abc.ABC):
             An empty accumulator.
         """
 
+    @property
+    def has_spectrum(self) -> bool:
+        """Whether eigenvalues do not depend on the prior, so that one grid serves all priors."""
+        return True
+
+    @abc.abstractmethod
+    def grid(self) -> Grid:
+        """Return nodes for the eigenvalues of the likelihood's part.
+
+        Returns:
+            The grid; the same for every batch.
+        """
+
+    @abc.abstractmethod
+    def gather(self, jacobians: Mapping[int, Tensor], grid: Grid) -> Tensor:
+        """Split a batch's contributions by eigenvalue; see :mod:`laplace_lora.posterior.spectrum`.
+
+        Args:
+            jacobians: (B, M, out, in) of every weight matrix.
+            grid: From :meth:`grid`.
+
+        Returns:
+            (G, n, B, M, M) float64, one table for every prior group.
+        """
+
+    def spectral_accumulator(self, grid: Grid) -> CovarianceAccumulator:
+        """Start collecting a batch for every prior at once.
+
+        Args:
+            grid: From :meth:`grid`.
+
+        Returns:
+            An empty accumulator. It ends with (G n, B, M, M) contributions in the place of covariances.
+        """
+        return _SpectralAccumulator(self, grid)
+
     @abc.abstractmethod
     def log_determinant(self, precision: Tensor) -> float:
         """Return log det(P Delta^-1), at least 0.
@@ -190,6 +227,37 @@ class Posterior(abc.ABC):
     def nbytes(self) -> int:
         """Bytes of the stored state."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
+
+
+class _SpectralAccumulator(CovarianceAccumulator):
+    """Keeps the Jacobians until all rows are there: 4 B M P bytes for B examples, M rows and P weights in float32."""
+
+    def __init__(self, posterior: Posterior, grid: Grid) -> None:
+        self.posterior, self.grid = posterior, grid
+        self._rows: dict[int, list[Tensor]] = {}
+
+    def add(self, index: int, row: int, jacobian: Tensor) -> None:
+        rows = self._rows.setdefault(index, [])
+        assert row == len(rows), "rows come in order"
+        rows.append(jacobian)
+
+    def covariance(self) -> Tensor:
+        stacked = {index: stacked_rows(rows) for index, rows in self._rows.items()}
+        return self.posterior.gather(stacked, self.grid).flatten(end_dim=1)
+
+
+def stacked_rows(rows: Sequence[Tensor]) -> Tensor:
+    """Stack Jacobians, in memory as they are: those of a lora_B lie transposed.
+
+    Args:
+        rows: M tensors (B, out, in).
+
+    Returns:
+        (B, M, out, in).
+    """
+    if rows[0].stride(-1) == 1:
+        return torch.stack(tuple(rows), dim=1)
+    return torch.stack([row.mT for row in rows], dim=1).mT
 
 
 def standard_normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

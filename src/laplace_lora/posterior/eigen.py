@@ -8,12 +8,16 @@ throughout, so that covariances are positive semi-definite by construction (DESI
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
+from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, stacked_rows, standard_normal
+from laplace_lora.posterior.spectrum import Grid
+
+# Elements of the products of coordinates that are held at once.
+_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,32 @@ class EigenPosterior(Posterior):
     def accumulator(self, precision: Tensor, scales: Tensor | None = None) -> CovarianceAccumulator:
         """See :meth:`Posterior.accumulator`."""
         return _EigenAccumulator(self, precision, scales)
+
+    def grid(self) -> Grid:
+        """See :meth:`Posterior.grid`."""
+        return Grid.below(
+            max(float(part.eigenvalues.max()) for index in range(len(self.shapes)) for part in self.parts(index))
+        )
+
+    def gather(self, jacobians: Mapping[int, Tensor], grid: Grid) -> Tensor:
+        """See :meth:`Posterior.gather`: every coordinate of every part by its eigenvalue."""
+        first = next(iter(jacobians.values()))
+        size, count = first.shape[:2]
+        table = grid.empty(1 + max(self.groups), (size, count, count), first.device)
+        for index, matrices in jacobians.items():
+            rotated = self.rotate(index, matrices.flatten(end_dim=1))
+            for coordinates, part in zip(rotated, self.parts(index), strict=True):
+                at = coordinates.unflatten(0, (size, count)).to(table)
+                values = part.eigenvalues.to(table)
+                if values.shape[1] < at.shape[-1]:  # one eigenvalue for each row of coordinates
+                    products = torch.einsum("bmap,bnap->abmn", at, at)
+                    grid.gather(table[self.groups[index]], values[:, 0], products)
+                    continue
+                flat = at.flatten(start_dim=2).permute(2, 0, 1)
+                block = max(1, _BLOCK // (size * count**2))
+                for some, e in zip(flat.split(block), values.flatten().split(block), strict=True):
+                    grid.gather(table[self.groups[index]], e, some[:, :, :, None] * some[:, :, None, :])
+        return table
 
     def log_determinant(self, precision: Tensor) -> float:
         """See :meth:`Posterior.log_determinant`: sum of log1p(e / delta)."""
@@ -119,7 +149,7 @@ class _EigenAccumulator(CovarianceAccumulator):
         total = torch.zeros(len(self.scales), size, count, count, dtype=torch.float64, device=first[0].device)
         for index, rows in self._rows.items():
             # All rows at once: a matrix's eigenvectors are read once, and there are fewer, larger products.
-            rotated = self.posterior.rotate(index, _stacked(rows).flatten(end_dim=1))
+            rotated = self.posterior.rotate(index, stacked_rows(rows).flatten(end_dim=1))
             for coordinates, part in zip(rotated, self.posterior.parts(index), strict=True):
                 at = coordinates.unflatten(0, (size, count))
                 precisions = [part.eigenvalues + scale * self.precision[index] for scale in self.scales.tolist()]
@@ -133,10 +163,3 @@ class _EigenAccumulator(CovarianceAccumulator):
                     weighted = (at * precision.rsqrt().to(at.dtype)).flatten(start_dim=2)
                     total[s] += torch.bmm(weighted, weighted.mT)
         return total
-
-
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Stack (B, out, in) Jacobians to (B, M, out, in), in memory as they are: those of a lora_B lie transposed."""
-    if rows[0].stride(-1) == 1:
-        return torch.stack(tuple(rows), dim=1)
-    return torch.stack([row.mT for row in rows], dim=1).mT

@@ -12,8 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from laplace_lora.errors import UnsupportedInputError
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
+from laplace_lora.posterior.spectrum import Grid
+
+# Smaller eigenvalues of the Gram matrix, over the largest, are rounding.
+_NO_CURVATURE = 1e-13
 
 
 class ExactPosterior(Posterior):
@@ -45,6 +50,64 @@ class ExactPosterior(Posterior):
     def accumulator(self, precision: Tensor, scales: Tensor | None = None) -> CovarianceAccumulator:
         """See :meth:`Posterior.accumulator`."""
         return _ExactAccumulator(self, precision, scales)
+
+    @property
+    def has_spectrum(self) -> bool:
+        """See :attr:`Posterior.has_spectrum`: with one prior precision for all."""
+        return not max(self.groups)
+
+    def grid(self) -> Grid:
+        """See :meth:`Posterior.grid`.
+
+        Returns:
+            The grid.
+
+        Raises:
+            UnsupportedInputError: Prior groups have precisions of their own, and with them eigenvectors.
+        """
+        if not self.has_spectrum:
+            raise UnsupportedInputError(
+                "structure 'exact' has one spectrum for one prior precision; use prior_groups='global', or another "
+                "structure."
+            )
+        values, _ = self.decompose(torch.ones(1, dtype=torch.float64))
+        return Grid.below(float(values.max()))
+
+    def gather(self, jacobians: Mapping[int, Tensor], grid: Grid) -> Tensor:
+        """See :meth:`Posterior.gather`.
+
+        With K = Phi Phi^T = U diag(e) U^T and r_i the coordinates of J Phi^T along u_i, the covariance is
+        sum_i (r_i r_i^T / e_i) / (e_i + delta) + (J J^T - sum_i r_i r_i^T / e_i) / delta: what the rows do not span has
+        no curvature.
+
+        Args:
+            jacobians: (B, M, out, in) of every weight matrix.
+            grid: From :meth:`grid`.
+
+        Returns:
+            (1, n, B, M, M) float64.
+        """
+        values, vectors = self.decompose(torch.ones(1, dtype=torch.float64))
+        first = next(iter(jacobians.values()))
+        size, count = first.shape[:2]
+        table = grid.empty(1, (size, count, count), first.device)
+        cross = torch.zeros(size * count, len(values), dtype=torch.float64, device=first.device)
+        for index, matrices in jacobians.items():
+            flat, phi = matrices.reshape(size, count, -1).double(), self.rows[index]
+            table[0, 0] += flat @ flat.mT
+            for columns in _column_blocks(phi):
+                part = flat.flatten(end_dim=1)[:, columns]
+                cross += part @ phi[:, columns].to(part).T
+        rotated = (cross @ vectors.to(cross)).view(size, count, -1).permute(2, 0, 1)
+        known = values > _NO_CURVATURE * values.max()
+        values = values[known].to(cross)
+        scaled = rotated[known.to(cross.device)] / values[:, None, None].sqrt()
+        block = max(1, (1 << 22) // (size * count**2))
+        for some, e in zip(scaled.split(block), values.split(block), strict=True):
+            products = some[:, :, :, None] * some[:, :, None, :]
+            table[0, 0] -= products.sum(dim=0)
+            grid.gather(table[0], e, products)
+        return table
 
     def log_determinant(self, precision: Tensor) -> float:
         """See :meth:`Posterior.log_determinant`."""
