@@ -16,6 +16,7 @@ from torch import Tensor
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.prior import SCALES, mean_nll
+from laplace_lora.tuning import mean_predictive
 
 
 def batches(examples: int, classes: int, seed: int) -> list[dict[str, Tensor]]:
@@ -54,7 +55,7 @@ def measure(classes: int, structure: str, examples: int, repeats: int) -> dict[s
         return mean_nll(la.predict_dataset(held_out), labels)
 
     def cached(scale: float = 1.0) -> float:
-        return mean_nll(reader.predictive(mean, spectrum.covariance(precision * scale), None), labels)
+        return mean_nll(mean_predictive(mean, spectrum.covariance(precision * scale), la.config), labels)
 
     one_pass, collecting, one_value = (
         seconds(again, repeats),

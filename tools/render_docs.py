@@ -48,6 +48,7 @@ RENDERERS: dict[str, Callable[[], str]] = {
         costs.evidence,
         costs.memory,
         costs.checkpointing,
+        costs.spectrum,
         side_by_side.peers,
         side_by_side.peers_ratios,
         side_by_side.peers_raised,

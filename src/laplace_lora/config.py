@@ -61,8 +61,7 @@ class LaplaceConfig:
             ``probit`` is the closed-form approximation.
         integration_points: Points of the rule for four classes and more.
         memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes, and tuning on
-            validation data the covariances (1,032 G K^2 bytes per example and G prior
-            groups while they are joined).
+            validation data the spectra (784 G K^2 bytes per example and G prior groups while they are joined).
         train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and
             ``tune_prior``, with which evidence tuning checks its result against the trained adapter.
         seed: Seed of the random signs and sampled labels of the one-pass Fisher.

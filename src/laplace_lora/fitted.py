@@ -1,7 +1,6 @@
 """A fitted posterior with its prior: what it says of the data, of weights and of itself, and how it is saved."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,8 +153,7 @@ class Fitted:
             def covariance(scale: float) -> Tensor:
                 return covariances[priors.SCALES.tolist().index(scale)]
 
-        predictive = functools.partial(reader.predictive, noise_variance=None)
-        tuned = tuning.by_validation(mean, covariance, labels, precision, self.config, predictive)
+        tuned = tuning.by_validation(mean, covariance, labels, precision, self.config)
         return self._at(tuned, "validation"), tuned.warning
 
     def _at(self, tuned: tuning.Tuned, method: str) -> "Fitted":

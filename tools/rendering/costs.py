@@ -125,3 +125,32 @@ def checkpointing() -> str:
     batch = document["results"][0]["batch"]
     head = [f"llama_30m, K = 4, {batch[0]} texts of {batch[1]} tokens", "peak, MiB", "seconds"]
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def spectrum() -> str:
+    """What a value of the prior costs from the spectrum, beside a pass for every value."""
+    document = load("spectrum")
+    rows = [
+        [
+            result["structure"],
+            str(result["classes"]),
+            str(result["examples"]),
+            f"{result['seconds']['pass at one prior']:.2f}",
+            f"{result['spectrum_over_pass']:.2f}",
+            f"{1e3 * result['seconds']['one prior from it']:.1f}",
+            f"{result['passes_per_value']:,.0f}",
+            f"{result['bytes_per_example']:,.0f}",
+        ]
+        for result in document["results"]
+    ]
+    head = [
+        "structure",
+        "K",
+        "rows",
+        "one pass at one prior, s",
+        "the pass that gathers / that pass",
+        "one prior after it, ms",
+        "priors in the time of a pass",
+        "bytes per row",
+    ]
+    return f"{table(head, rows)}\n\nMedians; MiniLM, r=8 on query and value, 32 tokens.\n\nMade by {origin(document)}"
