@@ -229,17 +229,24 @@ class Posterior(abc.ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors().values())
 
 
-class _SpectralAccumulator(CovarianceAccumulator):
+class KeptRows(CovarianceAccumulator):
     """Keeps the Jacobians until all rows are there: 4 B M P bytes for B examples, M rows and P weights in float32."""
 
-    def __init__(self, posterior: Posterior, grid: Grid) -> None:
-        self.posterior, self.grid = posterior, grid
+    def __init__(self) -> None:
+        """Start empty."""
         self._rows: dict[int, list[Tensor]] = {}
 
     def add(self, index: int, row: int, jacobian: Tensor) -> None:
+        """See :meth:`CovarianceAccumulator.add`."""
         rows = self._rows.setdefault(index, [])
         assert row == len(rows), "rows come in order"
         rows.append(jacobian)
+
+
+class _SpectralAccumulator(KeptRows):
+    def __init__(self, posterior: Posterior, grid: Grid) -> None:
+        super().__init__()
+        self.posterior, self.grid = posterior, grid
 
     def covariance(self) -> Tensor:
         stacked = {index: stacked_rows(rows) for index, rows in self._rows.items()}

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, stacked_rows, standard_normal
+from laplace_lora.posterior.base import CovarianceAccumulator, KeptRows, Posterior, stacked_rows, standard_normal
 from laplace_lora.posterior.spectrum import Grid
 
 # Elements of the products of coordinates that are held at once.
@@ -129,19 +129,12 @@ class EigenPosterior(Posterior):
                 yield index, delta, part
 
 
-class _EigenAccumulator(CovarianceAccumulator):
-    """Keeps the Jacobians: 4 B M P bytes for B examples, M rows and P weights in float32."""
-
+class _EigenAccumulator(KeptRows):
     def __init__(self, posterior: EigenPosterior, precision: Tensor, scales: Tensor | None) -> None:
+        super().__init__()
         self.posterior = posterior
         self.precision = posterior.matrix_precisions(precision)
         self.scales = torch.ones(1, dtype=torch.float64) if scales is None else scales
-        self._rows: dict[int, list[Tensor]] = {}
-
-    def add(self, index: int, row: int, jacobian: Tensor) -> None:
-        rows = self._rows.setdefault(index, [])
-        assert row == len(rows), "rows come in order"
-        rows.append(jacobian)
 
     def covariance(self) -> Tensor:
         first = next(iter(self._rows.values()))
