@@ -11,7 +11,6 @@ from laplace_lora.data import DataFile
 from laplace_lora.errors import DataFileError
 from laplace_lora.persistence import InputFormat
 from laplace_lora.presets import Preset
-from laplace_lora.readouts import AnswerTokens
 from laplace_lora.tasks import TaskSplit
 from laplace_lora.training import TrainingSettings
 
@@ -78,11 +77,9 @@ class Plan:
     def _reading(self) -> Iterator[tuple[str, str]]:
         readout, form = self.settled.readout, self.form
         yield "read by", f"{readout.name}, {self.settled.classes} classes"
-        if isinstance(readout, AnswerTokens):
-            names = self.settled.names or tuple(map(str, range(self.settled.classes)))
-            tokens = self.tokenizer.convert_ids_to_tokens(list(readout.token_ids))
-            pairs = zip(names, readout.token_ids, tokens, strict=True)
-            yield "answer tokens", ", ".join(f"{name} = {number} {token!r}" for name, number, token in pairs)
+        answers = self.settled.shown_answers(self.tokenizer)
+        if answers is not None:
+            yield "answer tokens", answers
         yield "template", repr(form.template)[1:-1] + (" (in the tokenizer's chat template)" if form.chat else "")
         if form.pair_template is not None:
             yield "second text", repr(form.pair_template)[1:-1]

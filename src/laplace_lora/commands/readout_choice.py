@@ -232,6 +232,22 @@ class Answered:
     classes: int
     file: DataFile
 
+    def shown_answers(self, tokenizer: Any) -> str | None:
+        """Say by which tokens a prompt is answered.
+
+        Args:
+            tokenizer: The model's tokenizer.
+
+        Returns:
+            One line, name by name; None of other readouts.
+        """
+        if not isinstance(self.readout, AnswerTokens):
+            return None
+        ids = self.readout.token_ids
+        names = self.names or tuple(map(str, range(len(ids))))
+        named = zip(names, ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+        return ", ".join(f"{name} = {number} {token!r}" for name, number, token in named)
+
 
 def settle(
     name: str, wish: ReadoutWish, file: DataFile, tokenizer: Any, names: tuple[str, ...] | None, chat: bool = False

@@ -19,7 +19,6 @@ from laplace_lora.commands.readout_choice import (
 from laplace_lora.data import Encoder, RowFormat, Source
 from laplace_lora.data.scan import Example
 from laplace_lora.errors import DataFileError, LaplaceLoRAError, first_line
-from laplace_lora.readouts import AnswerTokens
 from laplace_lora.tasks import TASKS, Task, TaskSplit
 
 _READOUTS = ("answers", "options", "class")
@@ -123,7 +122,9 @@ def _examples(config: ShowConfig, source: TaskSplit) -> Iterator[str]:
         chat=config.chat,
     )
     yield f"read by {next(short for short, long in NAMES.items() if long == name)}"
-    yield from _answer_tokens(settled, tokenizer)
+    answers = settled.shown_answers(tokenizer)
+    if answers is not None:
+        yield f"answer tokens: {answers}"
     for example, _ in zip(settled.file, range(config.rows), strict=False):
         yield ""
         yield from _example(example, settled, source)
@@ -154,13 +155,6 @@ def _example(example: Example, settled: Answered, source: TaskSplit) -> Iterator
     yield from (f"  | {line}" for line in example.text.splitlines())
     for text in example.choices or (() if example.pair is None else (example.pair,)):
         yield f"  + {text}"
-
-
-def _answer_tokens(settled: Answered, tokenizer: Any) -> Iterator[str]:
-    if isinstance(settled.readout, AnswerTokens):
-        ids = settled.readout.token_ids
-        named = zip(settled.names or map(str, range(len(ids))), ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
-        yield "answer tokens: " + ", ".join(f"{name} = {number} {token!r}" for name, number, token in named)
 
 
 def _read_as(config: ShowConfig, source: TaskSplit, tokenizer: Any) -> tuple[ModelKind, str]:

@@ -3,12 +3,10 @@
 from laplace_lora.tasks.ambiguous_reviews import LABEL_NAMES, Review, make_reviews, make_splits
 from laplace_lora.tasks.base import Hub, Task
 from laplace_lora.tasks.prompts import PROMPTS
-from laplace_lora.tasks.split import HELD_OUT, KEPT_FOR_TRAINING, TaskSplit
+from laplace_lora.tasks.split import TaskSplit
 from laplace_lora.tasks.table import TASKS, find_task, is_task
 
 __all__ = [
-    "HELD_OUT",
-    "KEPT_FOR_TRAINING",
     "LABEL_NAMES",
     "PROMPTS",
     "TASKS",

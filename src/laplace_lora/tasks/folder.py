@@ -1,6 +1,8 @@
 """Rows from a folder of JSONL or CSV files, one folder per task and one file per split."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from laplace_lora.data import open_rows
 from laplace_lora.errors import DataFileError
@@ -64,20 +66,30 @@ def official_split(task: Task, split: str, count: int) -> str | None:
 
 def _load_files(task: Task, split: str, folder: Path) -> Found | None:
     files = _files(task, folder)
-    official = {name: official_split(task, name, _count(path)) for name, path in files.items()}
-    # A file named test that has as many rows as the hub's validation split is that split.
-    renamed = split == "validation" and official.get("test") == "validation" != official.get("validation")
-    chosen = "test" if renamed else split
-    if chosen not in files:
+    rows, official = _read(task, split, files)
+    path, passed_over = files.get(split), ""
+    if split == "validation" and official is None:
+        # A file named test that has as many rows as the hub's validation split is that split.
+        others, known = _read(task, "test", files)
+        if known == split:
+            passed_over = "" if path is None else str(path)
+            path, rows, official = files["test"], others, known
+    if path is None:
         return None
-    if official[chosen] not in (None, split):
+    if official not in (None, split):
         raise DataFileError(
-            f"{files[chosen]} has as many rows as the hub's {official[chosen]} split, and the hub hides the labels of "
-            f"{split}: name it {task.name}:{official[chosen]}."
+            f"{path} has as many rows as the hub's {official} split, and the hub hides the labels of {split}: name it "
+            f"{task.name}:{official}."
         )
-    rows = [row.fields for row in open_rows(files[chosen]) if task.belongs(row.fields)]
-    passed_over = str(files[split]) if renamed and split in files else ""
-    return Found([*rows], str(files[chosen]), official[chosen], passed_over=passed_over)
+    return Found([row for row in rows if task.belongs(row)], str(path), official, passed_over=passed_over)
+
+
+def _read(task: Task, split: str, files: dict[str, Path]) -> tuple[list[Mapping[str, Any]], str | None]:
+    """Read a file, once, and judge which of the hub's splits it is; no rows where there is no file."""
+    if split not in files:
+        return [], None
+    rows: list[Mapping[str, Any]] = [row.fields for row in open_rows(files[split])]
+    return rows, official_split(task, split, len(rows))
 
 
 def _files(task: Task, folder: Path) -> dict[str, Path]:
@@ -91,7 +103,3 @@ def _files(task: Task, folder: Path) -> dict[str, Path]:
         if found:
             return found
     return {}
-
-
-def _count(path: Path) -> int:
-    return sum(1 for _ in open_rows(path))
