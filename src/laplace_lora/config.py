@@ -9,7 +9,11 @@ from laplace_lora.errors import LaplaceLoRAError
 Structure = Literal["kron", "kron_svd", "diag", "exact", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
-PriorGroups = Literal["global", "module", "matrix"]
+PriorGroups = Literal["global", "role", "module", "matrix"]
+#: What held-out data are scored by.
+Score = Literal["nll", "brier", "ece"]
+#: Ways of choosing the prior.
+TunedBy = Literal["evidence", "validation", "cross_fit"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit"]
 
@@ -51,8 +55,9 @@ class LaplaceConfig:
             widest. 64 if not given, 10 with ``kron_svd``, as in the paper.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
-        prior_groups: Which matrices share a prior precision: ``global`` (one), ``module`` (one per
-            adapted module) or ``matrix`` (one per weight matrix, A and B apart).
+        prior_groups: Which matrices share a prior precision: ``global`` (one), ``role`` (one each for all lora_A, all
+            lora_B, and what was trained in full), ``module`` (one per adapted module) or ``matrix`` (one per weight
+            matrix, A and B apart).
         include_modules_to_save: Whether modules trained in full beside the adapter (PEFT's
             ``modules_to_save``) belong to the posterior; if not they stay at their trained values.
         likelihood: ``categorical`` (softmax over K logits) or ``gaussian`` (K real outputs).
@@ -98,7 +103,7 @@ class LaplaceConfig:
             if self.prior_groups == "global":
                 raise LaplaceLoRAError(
                     "prior_precision is given per group but prior_groups='global' has one group; "
-                    "set prior_groups='module' or 'matrix', or give one float."
+                    "set prior_groups='role', 'module' or 'matrix', or give one float."
                 )
             # A private copy: a caller's later edit must not change a frozen configuration.
             object.__setattr__(self, "prior_precision", {k: float(v) for k, v in self.prior_precision.items()})

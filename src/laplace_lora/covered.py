@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from laplace_lora.adapters import AdapterSites, Fingerprint, Site, fingerprint
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.adapters import AdapterSites, Fingerprint, Site, adapter_state_dict, fingerprint, moved_to
+from laplace_lora.config import LaplaceConfig, TunedBy
 from laplace_lora.curvature import FitResult
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence import InputFormat, SavedState
 from laplace_lora.prior import TailCheck, squared_norms
@@ -63,6 +64,35 @@ class Covered:
         """Return (G,) |theta_g|^2 of the trained weights of every group."""
         return squared_norms([site.weights() for site in self.sites], self.groups.index)
 
+    def squared_distances(self, model: nn.Module, starting_point: Mapping[str, Tensor]) -> Tensor:
+        """Return (G,) |theta_g - theta_g0|^2 of every group, theta_0 the adapter before its training.
+
+        Args:
+            model: The PEFT model; given the starting point for a moment, and put back bit by bit.
+            starting_point: theta_0, under PEFT's keys.
+
+        Returns:
+            float64.
+
+        Raises:
+            LaplaceLoRAError: The keys or shapes are not those of this adapter.
+        """
+        current = adapter_state_dict(model, self.adapter.adapter)
+        wrong = sorted(
+            key
+            for key in current.keys() | starting_point.keys()
+            if key not in current or key not in starting_point or current[key].shape != starting_point[key].shape
+        )
+        if wrong:
+            raise LaplaceLoRAError(
+                f"the starting point is not this adapter's: {', '.join(wrong[:3])} differ in name or shape; give the "
+                "state dict of the same adapter before its training (peft.get_peft_model_state_dict)."
+            )
+        trained = [site.weights().double().clone() for site in self.sites]
+        with moved_to(model, starting_point):
+            start = [site.weights().double().clone() for site in self.sites]
+        return squared_norms([a - b for a, b in zip(trained, start, strict=True)], self.groups.index)
+
     def fingerprint(self, model: nn.Module) -> Fingerprint:
         """Digest the model and the adapter.
 
@@ -80,10 +110,12 @@ class Covered:
         config: LaplaceConfig,
         input_format: InputFormat,
         precision: Sequence[float],
-        tuned_by: str | None,
+        tuned_by: TunedBy | None,
         noise_variance: float | None,
         fitted: FitResult,
         tail_check: TailCheck | None,
+        temperature: float,
+        centre: Tensor | None,
     ) -> SavedState:
         """Describe a fitted posterior for its file.
 
@@ -92,10 +124,12 @@ class Covered:
             config: Settings.
             input_format: How inputs are made.
             precision: (G,) prior precisions.
-            tuned_by: ``evidence``, ``validation`` or None.
+            tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
             noise_variance: Where it was tuned; else None.
             fitted: What the pass over the training data left.
             tail_check: Effective number of parameters with and without the tails of sketched factors.
+            temperature: Divides the mean logits of classes.
+            centre: (G,) squared distances from the prior's mean; None where that is zero.
 
         Returns:
             What posterior_config.json holds.
@@ -118,4 +152,6 @@ class Covered:
             noise_variance=noise_variance,
             targets=fitted.targets,
             effective_parameters=None if tail_check is None else dataclasses.asdict(tail_check),
+            temperature=temperature,
+            squared_distances=None if centre is None else tuple(centre.tolist()),
         )

@@ -1,7 +1,7 @@
 """A fitted posterior with its prior: what it says of the data, of weights and of itself, and how it is saved."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from laplace_lora import prior as priors
 from laplace_lora import tuning
 from laplace_lora.adapters import perturbed_state_dicts
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, Score, TunedBy
 from laplace_lora.covered import Covered
 from laplace_lora.curvature import FitResult, TrainCheckExamples
 from laplace_lora.errors import NotFittedError
@@ -31,8 +31,11 @@ class Fitted:
         training: What the pass over the training data left.
         precision: (G,) prior precisions in use, in 1 / weight^2.
         noise: Noise variance in use, of a Gaussian likelihood.
-        tuned_by: ``evidence``, ``validation`` or None.
+        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
         check: Training examples on which evidence tuning compares predictions.
+        temperature: Divides the mean logits of classes.
+        centre: Where the prior's mean is: (G,) squared distances |theta - theta_0|^2 from the starting point, or None
+            for zero.
     """
 
     covered: Covered
@@ -41,8 +44,10 @@ class Fitted:
     training: FitResult
     precision: Tensor
     noise: float
-    tuned_by: str | None = None
+    tuned_by: TunedBy | None = None
     check: TrainCheckExamples | None = None
+    temperature: float = 1.0
+    centre: Tensor | None = None
 
     @property
     def noise_variance(self) -> float | None:
@@ -53,6 +58,11 @@ class Fitted:
     def tuned_noise(self) -> float | None:
         """Noise variance in use, where it is tuned with the prior; else None."""
         return self.noise if self.covered.reader.readout.tunes_noise else None
+
+    @property
+    def squared_distances(self) -> Tensor:
+        """(G,) |theta - theta_0|^2 of every prior group, theta_0 the prior's mean."""
+        return self.covered.squared_norms() if self.centre is None else self.centre
 
     @property
     def noise_scale(self) -> float:
@@ -86,7 +96,7 @@ class Fitted:
             self.posterior,
             self.training,
             self.precision,
-            self.covered.squared_norms(),
+            self.squared_distances,
             self.config,
             self.noise_variance,
         )
@@ -101,7 +111,9 @@ class Fitted:
             What predicts.
         """
         precision, scale = self.precision * self.noise_scale, self.noise_scale
-        return LinearisedModel(model, self.covered.sites, self.posterior, precision, scale, self.config)
+        return LinearisedModel(
+            model, self.covered.sites, self.posterior, precision, scale, self.config, self.temperature
+        )
 
     def by_evidence(self) -> tuple["Fitted", str | None]:
         """Choose prior and noise by the evidence, without any model pass.
@@ -114,7 +126,7 @@ class Fitted:
             self.posterior,
             self.training,
             self.precision,
-            self.covered.squared_norms(),
+            self.squared_distances,
             self.config,
             self.noise,
             self.covered.reader.readout.tunes_noise,
@@ -122,42 +134,81 @@ class Fitted:
         )
         return self._at(tuned, "evidence"), tuned.warning
 
-    def by_validation(self, model: nn.Module, loader: Iterable[Mapping[str, Any]]) -> tuple["Fitted", str | None]:
-        """Choose prior and noise on held-out data, in one pass over them.
+    def by_validation(
+        self, model: nn.Module, loader: Iterable[Mapping[str, Any]], score: Score = "nll", tune_temperature: bool = True
+    ) -> tuple["Fitted", str | None]:
+        """Choose prior, and temperature or noise, on held-out data, in one pass over them.
 
         Args:
             model: The PEFT model.
             loader: Labelled batches.
+            score: What is minimised; of classes.
+            tune_temperature: Whether a temperature is chosen; of classes.
 
         Returns:
             The posterior at them, and what the user should know.
         """
-        reader, linearised = self.covered.reader, self.linearised(model)
-        description = "validate" if self.config.progress else None
-        # Held-out data are compared at the curvature's own noise variance; see prior.noise.
-        precision = self.precision * self.noise_scale
-        if self.posterior.has_spectrum and not reader.readout.tunes_noise:
-            mean, spectrum, labels = linearised.spectrum(loader, reader, description)
+        if self.covered.reader.readout.tunes_noise:
+            found = self._at_scales(model, loader)
+            # Held-out data are compared at the curvature's own noise variance; see prior.noise.
+            precision = self.precision * self.noise_scale
+            tuned = tuning.noise_by_validation(found[0], found[1], found[2], precision, self.config)
+            return self._at(tuned, "validation"), tuned.warning
+        held_out = self.held_out(model, loader, "validate")
+        return self.by_held_out([held_out], "validation", score, tune_temperature)
 
-            def covariance(scale: float) -> Tensor:
-                return spectrum.covariance(precision * scale) / self.noise_scale
+    def by_held_out(
+        self, folds: Sequence[priors.HeldOut], method: TunedBy, score: Score, tune_temperature: bool
+    ) -> tuple["Fitted", str | None]:
+        """Choose prior and temperature on held-out data of classes that are in memory, without any model pass.
 
-        else:
-            found = linearised.covariances(loader, reader, description, priors.SCALES)
-            mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
-            covariances = covariances.div_(self.noise_scale)
-            if reader.readout.tunes_noise:
-                tuned = tuning.noise_by_validation(mean, covariances, labels, precision, self.config)
-                return self._at(tuned, "validation"), tuned.warning
+        Args:
+            folds: Held-out examples, of this adapter or of others trained alike, whose prior groups are the same.
+            method: What is said to have chosen them.
+            score: What is minimised.
+            tune_temperature: Whether the temperature is chosen.
 
-            def covariance(scale: float) -> Tensor:
-                return covariances[priors.SCALES.tolist().index(scale)]
+        Returns:
+            The posterior at them, and what the user should know.
+        """
+        common = not self.posterior.has_spectrum
+        tuned = tuning.by_held_out(folds, self.precision, score, tune_temperature, common)
+        return self._at(dataclasses.replace(tuned, noise_variance=self.noise), method), tuned.warning
 
-        tuned = tuning.by_validation(mean, covariance, labels, precision, self.config)
-        return self._at(tuned, "validation"), tuned.warning
+    def held_out(
+        self, model: nn.Module, loader: Iterable[Mapping[str, Any]], description: str = "held out"
+    ) -> priors.HeldOut:
+        """Collect held-out examples of classes at every prior, in one pass over them.
 
-    def _at(self, tuned: tuning.Tuned, method: str) -> "Fitted":
-        return dataclasses.replace(self, precision=tuned.precision, noise=tuned.noise_variance, tuned_by=method)
+        Args:
+            model: The PEFT model.
+            loader: Labelled batches.
+            description: Label of the progress bar.
+
+        Returns:
+            The examples. Where the structure has no spectrum, at multiples of the precisions in use.
+        """
+        if not self.posterior.has_spectrum:
+            mean, covariances, labels = self._at_scales(model, loader)
+            return priors.HeldOut(mean, priors.AtScales(covariances), labels)
+        shown = description if self.config.progress else None
+        mean, spectrum, labels = self.linearised(model).spectrum(loader, self.covered.reader, shown)
+        return priors.HeldOut(mean, spectrum, labels)
+
+    def _at_scales(self, model: nn.Module, loader: Iterable[Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+        reader, description = self.covered.reader, "validate" if self.config.progress else None
+        found = self.linearised(model).covariances(loader, reader, description, priors.SCALES)
+        mean, covariances, labels = priors.collect(found, reader.likelihood, self.config.memory_limit_bytes)
+        return mean, covariances.div_(self.noise_scale), labels
+
+    def _at(self, tuned: tuning.Tuned, method: TunedBy) -> "Fitted":
+        return dataclasses.replace(
+            self,
+            precision=tuned.precision,
+            noise=tuned.noise_variance,
+            temperature=tuned.temperature,
+            tuned_by=method,
+        )
 
     def sample(self, model: nn.Module, count: int, seed: int) -> list[dict[str, Tensor]]:
         """Draw adapters.
@@ -188,6 +239,7 @@ class Fitted:
             self.posterior,
             self.covered.reader.readout.name,
             self.tuned_noise,
+            self.temperature,
         )
 
     def save(self, model: nn.Module, input_format: InputFormat, directory: Path) -> None:
@@ -207,6 +259,8 @@ class Fitted:
             self.tuned_noise,
             self.training,
             self.tail_check,
+            self.temperature,
+            self.centre,
         )
         tensors = {**self.posterior.tensors(), TRAINING_INPUTS: self.training.inputs}
         write_posterior(directory, state.to_description(), tensors)

@@ -33,6 +33,7 @@ class LinearisedModel:
         precision: (G,) prior precisions at which the posterior is evaluated.
         scale: What its covariance is multiplied by; see :mod:`laplace_lora.prior.noise`.
         config: Settings.
+        temperature: Divides the mean logits of classes.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class LinearisedModel:
     precision: Tensor
     scale: float
     config: LaplaceConfig
+    temperature: float = 1.0
 
     def covariances(
         self,
@@ -112,7 +114,9 @@ class LinearisedModel:
             All examples, in order.
         """
         found = self.covariances(loader, reader, description, None, top_k)
-        return concatenate([reader.predictive(logits, spread[0], noise_variance) for logits, spread, _ in found])
+        return concatenate(
+            [reader.predictive(logits, spread[0], noise_variance, self.temperature) for logits, spread, _ in found]
+        )
 
 
 def functional_covariances(

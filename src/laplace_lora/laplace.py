@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from laplace_lora import prior as priors
 from laplace_lora import tuning
 from laplace_lora.adapters import altered_start, discover_sites
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, Score, TunedBy
 from laplace_lora.covered import Covered
 from laplace_lora.curvature import FitResult, fit_curvature, require_finite_statistics
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
@@ -109,6 +109,11 @@ class LaplaceLoRA:
         return dict(zip(self._covered.groups.names, values, strict=True))
 
     @property
+    def temperature(self) -> float:
+        """What the mean logits of classes are divided by in predictions; 1 unless held-out data chose another."""
+        return 1.0 if self._fitted is None else self._fitted.temperature
+
+    @property
     def noise_variance(self) -> float | None:
         """Noise variance in use, in squared units of the output; None where the likelihood has none."""
         if self._fitted is not None:
@@ -172,41 +177,73 @@ class LaplaceLoRA:
 
     def tune_prior(
         self,
-        method: Literal["evidence", "validation"] | tuple[str, Iterable[Batch]] = "evidence",
-        loader: Iterable[Batch] | None = None,
+        method: TunedBy | tuple[str, Iterable[Any]] = "evidence",
+        data: Iterable[Any] | None = None,
+        *,
+        score: Score = "nll",
+        temperature: bool = True,
+        starting_point: Mapping[str, Tensor] | None = None,
     ) -> "LaplaceLoRA":
-        """Choose the prior precision.
+        """Choose the prior precisions, and on held-out data a temperature of the mean logits with them.
 
-        ``evidence`` maximises the log marginal likelihood by a fixed point, without any model pass.
-        ``validation`` minimises the negative log-likelihood of held-out data over a common factor on
-        all groups' precisions, in one pass over them. With :class:`Scalar` both choose the noise variance too.
+        ``evidence`` maximises the log marginal likelihood by a fixed point, without any model pass; the prior's mean is
+        zero, or ``starting_point``. ``validation`` minimises a score of held-out data over all groups' precisions and
+        the temperature together, in one pass over them. ``cross_fit`` does the same on what every one of several
+        adapters, trained alike on all examples but a fold, says of its fold: no example is given up. With
+        :class:`Scalar`, ``evidence`` and ``validation`` choose the noise variance too, and no temperature.
 
         Args:
-            method: ``"evidence"``, ``"validation"``, or the pair ``("validation", loader)``.
-            loader: Labelled validation batches, for ``"validation"``.
+            method: ``"evidence"``, ``"validation"`` or ``"cross_fit"``; or the pair of it and its data.
+            data: For ``"validation"`` labelled batches; for ``"cross_fit"`` pairs of a fitted :class:`LaplaceLoRA`,
+                configured as this one, and labelled batches of its fold, one after the other.
+            score: Of held-out classes: ``nll``, ``brier`` or ``ece``.
+            temperature: Whether a temperature is chosen on held-out classes; else it is 1.
+            starting_point: For ``"evidence"``: the prior's mean, the adapter's state dict before training
+                (``peft.get_peft_model_state_dict``; ``laplace-lora train`` leaves it in starting_point.safetensors).
+                What an adapter has moved says what its training needed, where the size of its random start does not.
 
         Returns:
             Itself.
 
         Raises:
-            LaplaceLoRAError: The method is unknown or lacks its data.
+            LaplaceLoRAError: The method is unknown, lacks its data, or an option is not one of its own.
         """
         if isinstance(method, tuple):
-            method, loader = method[0], method[1]  # type: ignore[assignment]
-        if (method, loader is None) not in (("evidence", True), ("validation", False)):
-            raise LaplaceLoRAError(
-                f"tune_prior({method!r}) with{'' if loader is not None else 'out'} a loader is not known; use "
-                "tune_prior('evidence') or tune_prior('validation', loader)."
-            )
+            name, data = method
+        else:
+            name = method
+        tuning.check_request(name, data is not None, score, temperature, starting_point is not None)
         before = self._state
-        if loader is None:
+        if name == "evidence":
             before.require_labels()
-        self.require_tunable("evidence" if loader is None else "validation")
-        self._fitted, warning = before.by_evidence() if loader is None else before.by_validation(self.model, loader)
+        self.require_tunable(name, known_start=starting_point is not None)
+        if name == "cross_fit":
+            assert data is not None
+            found = [self._fold(la, loader) for la, loader in data]
+            tuning.require_folds(len(found))
+            self._fitted, warning = before.by_held_out(found, "cross_fit", score, temperature)
+        elif name == "validation":
+            assert data is not None
+            self._fitted, warning = before.by_validation(self.model, data, score, temperature)
+        else:
+            centre = None if starting_point is None else self._covered.squared_distances(self.model, starting_point)
+            self._fitted, warning = dataclasses.replace(before, centre=centre).by_evidence()
         _warn(warning, stacklevel=2)
         if not self._tail_warned:
             self._tail_warned = _warn(self._fitted.tail_warning, stacklevel=2)
         return self
+
+    def _fold(self, la: "LaplaceLoRA", loader: Iterable[Batch]) -> priors.HeldOut:
+        """Collect what a fold's adapter says of its fold, at this estimator's prior groups."""
+        state = la._state
+        if la._covered.shapes != self._covered.shapes or la._covered.groups != self._covered.groups:
+            raise LaplaceLoRAError(
+                "a fold's posterior covers other weights or groups than this one; fit it with the same configuration."
+            )
+        if not state.posterior.has_spectrum:
+            # Multiples are of the precisions in use.
+            state = dataclasses.replace(state, precision=self._state.precision)
+        return state.held_out(la.model, loader, "fold")
 
     def predict(self, batch: Batch, top_k: int | None = None, readout: Readout | None = None) -> Predictive:
         """Predict one batch; labels in it are ignored (of ``NextToken``, they say which tokens count).
@@ -324,7 +361,18 @@ class LaplaceLoRA:
         state.check_model(la._covered.fingerprint(model), la._covered.shapes)
         precision = torch.tensor(state.prior_precision, dtype=torch.float64)
         noise = state.noise_variance or state.config.noise_variance
-        la._fitted = Fitted(la._covered, state.config, posterior, training, precision, noise, state.tuned_by)
+        centre = None if state.squared_distances is None else torch.tensor(state.squared_distances, dtype=torch.float64)
+        la._fitted = Fitted(
+            la._covered,
+            state.config,
+            posterior,
+            training,
+            precision,
+            noise,
+            state.tuned_by,
+            temperature=state.temperature,
+            centre=centre,
+        )
         return la
 
     @property
@@ -370,19 +418,20 @@ class LaplaceLoRA:
         reader.require_top_k(top_k, classes)
         return state.linearised(self.model).predict(loader, reader, None if hide_progress else "predict", noise, top_k)
 
-    def require_tunable(self, method: str) -> None:
+    def require_tunable(self, method: str, known_start: bool = False) -> None:
         """Refuse a way of tuning that cannot work here; nothing needs to have been fitted.
 
         Args:
-            method: ``"evidence"`` or ``"validation"``.
+            method: ``"evidence"``, ``"validation"`` or ``"cross_fit"``.
+            known_start: Whether the prior's mean is the adapter's starting point.
 
         Raises:
             LaplaceLoRAError: The evidence would mislead (PiSSA and its kin), or held-out data cannot be compared.
         """
         if method == "evidence":
-            tuning.require_known_start(altered_start(self.model))
+            tuning.require_known_start(None if known_start else altered_start(self.model))
         elif self._covers is not None:
-            self._covers.reader.require_validation()
+            self._covers.reader.require_validation(folds=method == "cross_fit")
 
 
 def _warn(message: str | None, stacklevel: int) -> bool:

@@ -33,6 +33,14 @@ class MatrixShape:
         """Number of weights."""
         return self.out_features * self.in_features
 
+    @property
+    def role(self) -> str:
+        """``head`` of a layer trained in full, else which part of an adapter: ``lora_A``, ``lora_B``, or its own name.
+
+        The two matrices of an adapted embedding are called as those of a linear layer.
+        """
+        return "head" if self.trained_in_full else self.name.rpartition(".")[2].replace("lora_embedding_", "lora_")
+
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
@@ -52,13 +60,15 @@ class Groups:
 
         Args:
             shapes: The weight matrices.
-            kind: ``global`` (one group), ``module`` (one per adapted module) or ``matrix``.
+            kind: ``global`` (one group), ``role`` (one per part of the adapter, and one for layers trained in full),
+                ``module`` (one per adapted module) or ``matrix``.
 
         Returns:
-            The groups, named after the module or matrix (``global`` for the single one).
+            The groups, named after the role, module or matrix (``global`` for the single one).
         """
         keys = {
             "global": ["global"] * len(shapes),
+            "role": [shape.role for shape in shapes],
             "module": [shape.module for shape in shapes],
             "matrix": [shape.name for shape in shapes],
         }[kind]

@@ -50,13 +50,16 @@ class Reader:
         """Whether outputs are real numbers, observed with Gaussian noise."""
         return not self.likelihood.shift_invariant and self.readout.likelihood != "tokens"
 
-    def predictive(self, mean: Tensor, covariance: Tensor, noise_variance: float | None) -> Predictive:
+    def predictive(
+        self, mean: Tensor, covariance: Tensor, noise_variance: float | None, temperature: float = 1.0
+    ) -> Predictive:
         """Turn Gaussian outputs into a predictive distribution.
 
         Args:
             mean: (B, K) outputs.
             covariance: (B, K, K) their covariance, or (B, k, k) of the k largest logits.
             noise_variance: Of what is observed of real outputs; None where they are not observed by themselves.
+            temperature: Divides the mean logits of classes.
 
         Returns:
             The predictive.
@@ -67,8 +70,8 @@ class Reader:
             return Predictive.of_outputs(mean, covariance, noise_variance)
         rule, points = self.config.predictive, self.config.integration_points
         if covariance.shape[-1] < mean.shape[-1]:
-            return Predictive.of_top_classes(mean, covariance, rule, points)
-        return of_options(mean, covariance, rule, points)
+            return Predictive.of_top_classes(mean, covariance, rule, points, temperature)
+        return of_options(mean, covariance, rule, points, temperature)
 
     def require_compatible(self, other: Readout, model: nn.Module, sites: Sequence[Site]) -> None:
         """Refuse a readout that makes nothing of this model, or reads what the posterior does not cover.
@@ -90,12 +93,20 @@ class Reader:
                 "rows; fit with that readout."
             )
 
-    def require_validation(self) -> None:
+    def require_validation(self, folds: bool = False) -> None:
         """Refuse outputs that held-out data say nothing of a prior by.
 
+        Args:
+            folds: Whether the data are folds, with an adapter each.
+
         Raises:
-            LaplaceLoRAError: They are neither classes nor one real number.
+            LaplaceLoRAError: They are neither classes nor one real number; or folds, and no classes.
         """
+        if folds and self.readout.tunes_noise:
+            raise LaplaceLoRAError(
+                "cross-fitting is for classes; give held-out rows: tune_prior('validation', loader), on the command "
+                "line --validation, or use the evidence."
+            )
         if not (self.likelihood.shift_invariant or self.readout.tunes_noise):
             raise LaplaceLoRAError(
                 "validation tuning needs classes; use the evidence: tune_prior('evidence'), on the command line "

@@ -12,7 +12,16 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from laplace_lora.errors import LaplaceLoRAError, MissingExtraError, first_line
 from laplace_lora.quiet import quiet_transformers
@@ -41,6 +50,7 @@ class TrainingSettings:
         most_gradient: Norm that gradients are clipped to; 0 for no clipping.
         batch_size: Examples per step.
         patience: Checkpoints without a lower validation loss after which training stops.
+        stop_after: Share of the steps after which training ends, while the rate falls as if it went on; 1 if None.
         seed: Of the head's and the adapter's start, dropout and the order of examples.
     """
 
@@ -59,6 +69,7 @@ class TrainingSettings:
     most_gradient: float = 1.0
     batch_size: int = 16
     patience: int = 2
+    stop_after: float | None = None
     seed: int = 0
 
 
@@ -181,7 +192,7 @@ def fine_tune(
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            callbacks=[EarlyStoppingCallback(settings.patience)] if validation else None,
+            callbacks=_callbacks(settings, early=bool(validation)),
             data_collator=collator or DataCollatorWithPadding(tokenizer),
         )
         trainer.readout = readout or ClassLogits()
@@ -232,6 +243,35 @@ def _trained(model: peft.PeftModel, *, head: bool) -> list[nn.Parameter]:
     """Return the trained parameters of the head, or those of the adapter."""
     named = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     return [parameter for name, parameter in named if ("modules_to_save" in name) == head]
+
+
+def _callbacks(settings: TrainingSettings, *, early: bool) -> list[TrainerCallback]:
+    found: list[TrainerCallback] = [EarlyStoppingCallback(settings.patience)] if early else []
+    return found if settings.stop_after is None else [*found, _StopAfter(settings.stop_after)]
+
+
+class _StopAfter(TrainerCallback):
+    """Ends a run after a share of its steps."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Stop when it is time.
+
+        Args:
+            args: Not used.
+            state: Says how far the run is.
+            control: What is told to stop.
+            **kwargs: Not used.
+
+        Returns:
+            The control.
+        """
+        control.should_training_stop |= state.global_step >= round(self.share * state.max_steps)
+        return control
 
 
 class _Trainer(Trainer):

@@ -1,14 +1,14 @@
 """Choosing prior precision and noise of a fitted posterior: what ``tune_prior`` does, as functions."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from laplace_lora import prior as priors
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, Score
 from laplace_lora.curvature import FitResult, TrainCheckExamples
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.posterior import Posterior
@@ -16,6 +16,8 @@ from laplace_lora.predictive import Predictive, of_options
 
 # Points of the integral where only a mean over examples is wanted: errors of 1e-3 per example do not matter.
 CHECK_POINTS = 512
+# A mean over examples asks for such a temperature only where it says next to nothing.
+HOTTEST_CREDIBLE = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Tuned:
         precision: (G,) prior precisions, in 1 / weight^2.
         noise_variance: Noise variance of a Gaussian likelihood, in squared units of the output.
         warning: What the user should know, or None.
+        temperature: Divides the mean logits of classes.
     """
 
     precision: Tensor
     noise_variance: float
     warning: str | None = None
+    temperature: float = 1.0
 
 
 def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig) -> Predictive:
@@ -104,28 +108,43 @@ def by_evidence(
     return Tuned(scaled / scale, noise_variance, warning)
 
 
-def by_validation(
-    mean: Tensor,
-    covariance: Callable[[float], Tensor],
-    labels: Tensor,
-    precision: Tensor,
-    config: LaplaceConfig,
+def by_held_out(
+    folds: Sequence[priors.HeldOut], precision: Tensor, score: Score, tune_temperature: bool, common: bool
 ) -> Tuned:
-    """Minimise the negative log-likelihood of held-out data over a common factor on all precisions.
+    """Choose precisions and a temperature on held-out data, without any model pass.
 
     Args:
-        mean: (N, K) logits.
-        covariance: Gives (N, K, K) at a multiple of the precisions.
-        labels: (N,) class indices.
-        precision: (G,) precisions that the multiples are of.
-        config: Settings.
+        folds: Held-out examples, of this adapter or of others trained alike.
+        precision: (G,) precisions to start from.
+        score: What is minimised.
+        tune_temperature: Whether the temperature is chosen; 1 if not.
+        common: Whether only a common factor on all precisions can be chosen, as ``folds`` are at multiples of them.
 
     Returns:
         The minimum.
     """
-    chosen = priors.choose_scale(mean, covariance, labels, functools.partial(mean_predictive, config=config))
-    warning = _edge_warning(chosen.scale) if chosen.at_edge else None
-    return Tuned(precision * chosen.scale, config.noise_variance, warning)
+    start = torch.ones(1, dtype=torch.float64) if common else precision
+    chosen = priors.choose_jointly(folds, start, score, tune_temperature)
+    found = precision * chosen.precision if common else chosen.precision
+    return Tuned(found, 1.0, held_out_warning(chosen, sum(map(len, folds))), chosen.temperature)
+
+
+def held_out_warning(chosen: priors.JointChoice, examples: int) -> str | None:
+    """Say so where held-out data ask for the extreme.
+
+    Args:
+        chosen: The choice.
+        examples: Their number.
+
+    Returns:
+        The warning, or None.
+    """
+    if chosen.temperature < HOTTEST_CREDIBLE:
+        return None
+    return (
+        f"the {examples} held-out examples ask for a temperature of {chosen.temperature:.3g}, which says that the "
+        "adapter's answers tell them little; check their labels, and the template."
+    )
 
 
 def noise_by_validation(
@@ -217,6 +236,48 @@ def log_likelihood_at(fitted: FitResult, collected_at: float, noise_variance: fl
     outputs = fitted.examples * fitted.classes
     residuals = squared_error(fitted, collected_at)
     return -0.5 * (residuals / noise_variance + outputs * math.log(2.0 * math.pi * noise_variance))
+
+
+def check_request(method: str, has_data: bool, score: str, temperature: bool, has_start: bool) -> None:
+    """Refuse a way of tuning that is not known, or options that are not its own.
+
+    Args:
+        method: Name of the way.
+        has_data: Whether data are given.
+        score: What held-out data are scored by.
+        temperature: Whether a temperature may be chosen on them.
+        has_start: Whether a starting point is given.
+
+    Raises:
+        LaplaceLoRAError: It is not.
+    """
+    if (method, has_data) not in (("evidence", False), ("validation", True), ("cross_fit", True)):
+        raise LaplaceLoRAError(
+            f"tune_prior({method!r}) with{'' if has_data else 'out'} data is not known; use tune_prior('evidence'), "
+            "tune_prior('validation', loader) or tune_prior('cross_fit', folds)."
+        )
+    if score not in priors.SCORES:
+        raise LaplaceLoRAError(f"score={score!r} is not known; choose one of {', '.join(priors.SCORES)}.")
+    if method == "evidence" and (score != "nll" or not temperature):
+        raise LaplaceLoRAError("the evidence has no score and no temperature to choose; leave out both.")
+    if method != "evidence" and has_start:
+        raise LaplaceLoRAError(
+            f"starting_point is the prior's mean in the evidence, and tune_prior({method!r}) does not read it; leave "
+            "it out."
+        )
+
+
+def require_folds(count: int) -> None:
+    """Refuse to cross-fit on a single fold, or none.
+
+    Args:
+        count: Number of folds.
+
+    Raises:
+        LaplaceLoRAError: It is below two.
+    """
+    if count < 2:
+        raise LaplaceLoRAError(f"cross-fitting needs two folds or more, got {count}; give (estimator, loader) pairs.")
 
 
 def require_known_start(start: str | None) -> None:

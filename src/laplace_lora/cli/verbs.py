@@ -1,7 +1,7 @@
 """The verbs that work on trained adapters: options in, settings out, and the work elsewhere."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -58,12 +58,34 @@ def fit(
     prior: Annotated[
         str | None,
         typer.Option(
-            help="Prior precision: evidence, validation, or a number in 1 / weight^2.  [default: validation with "
+            help="Prior precision: evidence (of the training data), validation, cross-fit (train more adapters, each "
+            "on all rows but a fold, and tune on their folds), or a number in 1 / weight^2.  [default: validation with "
             "--validation, else evidence]"
         ),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(help="What held-out rows are scored by: nll, brier or ece.  [default: nll]"),
+    ] = None,
+    temperature: Annotated[
+        bool,
+        typer.Option(
+            "--temperature/--no-temperature", help="Held-out rows choose a temperature of the mean logits too."
+        ),
+    ] = True,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Adapters that cross-fit trains, one after the other.  [default: 3]")
+    ] = None,
+    prior_mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Mean of the prior in the evidence: start (the adapter before its training) or zero.  [default: start "
+            "where train has left it, else zero]"
+        ),
+    ] = None,
     prior_groups: Annotated[
-        str, typer.Option(help="What shares a prior precision: global (all), module or matrix.")
+        str,
+        typer.Option(help="What shares a prior precision: global (all), role (A, B, head), module or matrix."),
     ] = "global",
     seed: Annotated[int, typer.Option(min=0, help="Of the random signs and labels of a one-pass Fisher.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the posterior.  [default: the adapter's folder]")] = None,
@@ -87,7 +109,7 @@ def fit(
                 chat=chat,
                 max_length=max_length,
                 batch_size=batch_size,
-                prior=_prior(prior),
+                prior=commands.PriorWish(_prior(prior), cast(Any, score), temperature, folds, prior_mean),
                 laplace=laplace,
                 out=out,
                 readout=commands.ReadoutWish(readout, options.split_names(answers), normalise),

@@ -9,6 +9,7 @@ from laplace_lora.commands.readout_choice import ReadoutWish
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.commands.sources import prompts_of
 from laplace_lora.commands.train import TrainConfig, dry_run, train
+from laplace_lora.commands.tune import PriorWish
 from laplace_lora.presets import preset_or_none, training_settings
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EvaluateConfig",
     "FitConfig",
     "PredictConfig",
+    "PriorWish",
     "ReadoutWish",
     "TrainConfig",
     "dry_run",

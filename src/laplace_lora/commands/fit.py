@@ -1,17 +1,18 @@
 """``laplace-lora fit``: one pass over the training data, and a prior."""
 
 import dataclasses
-import math
 import os
 import time
 from pathlib import Path
 
 from laplace_lora.commands.console import Console
+from laplace_lora.commands.cross_fit import CrossFit
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable, say_sources
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.readout_choice import NAMES, ReadoutWish, refuse_prompts, refuse_unused
 from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
+from laplace_lora.commands.tune import PriorWish, say_prior, starting_point
 from laplace_lora.commands.watched import Watched
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import backward_passes
@@ -24,6 +25,8 @@ from laplace_lora.persistence import InputFormat, download_adapter
 
 #: With more than this share of the errors of always answering the commonest class, the adapter has learnt nothing.
 NO_BETTER = 0.95
+#: Adapters that cross-fitting trains.
+FOLDS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,7 @@ class FitConfig:
         template: Jinja template of an input over a row's fields; by the file's shape if None.
         max_length: Most tokens per input; the model's limit if None.
         batch_size: Rows per forward pass.
-        prior: ``evidence``, ``validation``, a positive number (in 1 / weight^2), or None: ``validation`` where
-            there is validation data, else ``evidence``.
+        prior: How the prior is chosen.
         laplace: Settings of the posterior.
         out: Folder for the posterior; the adapter's own if None.
         readout: How answers are read from the model; as it was trained by ``train``, or inferred, if nothing is given.
@@ -53,7 +55,7 @@ class FitConfig:
     template: str | None = None
     max_length: int | None = None
     batch_size: int = 16
-    prior: str | float | None = None
+    prior: PriorWish = dataclasses.field(default_factory=PriorWish)
     laplace: LaplaceConfig = dataclasses.field(default_factory=LaplaceConfig)
     out: Path | None = None
     readout: ReadoutWish = dataclasses.field(default_factory=ReadoutWish)
@@ -73,17 +75,7 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     Raises:
         LaplaceLoRAError: Something does not fit; nothing is written then.
     """
-    prior = config.prior
-    if prior is None:
-        prior = "validation" if config.validation is not None else "evidence"
-    if isinstance(prior, str) and prior not in ("evidence", "validation"):
-        raise LaplaceLoRAError(f"prior {prior!r} is not known; choose evidence, validation or a positive number.")
-    if not isinstance(prior, str) and not 0.0 < prior < math.inf:
-        raise LaplaceLoRAError(f"prior {prior} is no precision; choose evidence, validation or a positive number.")
-    if prior == "validation" and config.validation is None:
-        raise LaplaceLoRAError("prior 'validation' needs held-out data; give it with --validation, or use evidence.")
-    if prior != "validation" and config.validation is not None:
-        raise LaplaceLoRAError(f"prior {prior} uses no held-out data; leave out --validation, or use prior validation.")
+    wish = config.prior.settled(config.validation)
     require_readable(config.data, config.validation)
     out = _output_folder(config)
     check_writable(out)
@@ -91,10 +83,10 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     opened = open_adapter(config.source, config.label_names, progress=console.progress)
     folder = download_adapter(local_or_hub(config.source.adapter))
     given = _given_format(config, folder)
-    wish = _wish(config, folder)
-    data = opened.choose(wish, config.data, given)
+    reading = _reading(config, folder)
+    data = opened.choose(reading, config.data, given)
     assert opened.readout is not None
-    refuse_unused(opened.readout.name, opened.kind, wish, config.label_names)
+    refuse_unused(opened.readout.name, opened.kind, reading, config.label_names)
     for source in (config.data, config.validation):
         require_same_classes(source, opened.layout, opened.label_names)
         refuse_prompts(source, opened.readout.name, given.template)
@@ -103,32 +95,33 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     encoder = opened.encoder(form)
 
     laplace = dataclasses.replace(config.laplace, progress=console.progress)
-    if not isinstance(prior, str):
-        laplace = dataclasses.replace(laplace, prior_precision=float(prior))
+    if isinstance(wish.method, float):
+        laplace = dataclasses.replace(laplace, prior_precision=wish.method)
     la = LaplaceLoRA(opened.model, laplace, opened.readout, input_format=form)
-    if isinstance(prior, str):
-        la.require_tunable(prior)
+    start = starting_point(folder, wish)
+    cross_fit = None
+    if isinstance(wish.method, str):
+        la.require_tunable(wish.method, known_start=start is not None)
+    if wish.method == "cross_fit":
+        cross_fit = CrossFit.of(config.source, folder, config.data, wish.folds or FOLDS, len(data), config.batch_size)
     batches = encoder.batches(data, config.batch_size)
     say_sources(console, config.data, config.validation)
     _say_plan(console, la, opened, batches)
-    start = time.perf_counter()
+    began = time.perf_counter()
     la.fit(batches)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     _say_fit(console, la, data, encoder, seconds)
-    if prior == "validation":
+    if wish.method == "validation":
         assert validation is not None
         watched = Watched(encoder.batches(validation, config.batch_size), la)
-        la.tune_prior("validation", watched)
+        la.tune_prior("validation", watched, score=wish.score or "nll", temperature=wish.temperature)
         watched.warn(console, config.validation, "the prior precision chosen on them is too high or too low")
-    elif prior == "evidence":
-        la.tune_prior("evidence")
-    shown = la.prior_precision if isinstance(la.prior_precision, float) else min(la.prior_precision.values())
-    console.say(
-        "prior",
-        f"prior precision {'as given' if not isinstance(prior, str) else 'by ' + prior}: {shown:.4g}"
-        + ("" if isinstance(la.prior_precision, float) else " and above, by group"),
-        prior_precision=la.prior_precision,
-    )
+    elif cross_fit is not None:
+        folds = cross_fit.adapters(la, opened, form, console)
+        la.tune_prior("cross_fit", folds, score=wish.score or "nll", temperature=wish.temperature)
+    elif wish.method == "evidence":
+        la.tune_prior("evidence", starting_point=start)
+    say_prior(console, la, wish)
     la.save_pretrained(out)
     console.say("saved", f"posterior saved in {out}", out=str(out), bytes=la.posterior.nbytes)
     return la
@@ -145,7 +138,7 @@ def _output_folder(config: FitConfig) -> Path:
     return folder
 
 
-def _wish(config: FitConfig, folder: Path) -> ReadoutWish:
+def _reading(config: FitConfig, folder: Path) -> ReadoutWish:
     """Return what is asked for; what nobody asks for is as ``train`` left it."""
     asked, saved = config.readout, saved_readout(folder)
     if saved is None:

@@ -29,6 +29,7 @@ def info(directory: str | Path) -> str:
         posterior,
         state.readout,
         state.noise_variance,
+        state.temperature,
     )
     form = state.input_format
     lines = [

@@ -12,10 +12,11 @@ from typing import Any
 
 import peft
 import torch
+from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, set_seed
 
-from laplace_lora.adapters import ModelKind
+from laplace_lora.adapters import ModelKind, adapter_state_dict
 from laplace_lora.commands.base_model import BaseModel
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, say_sources, warn_of_cuts
@@ -37,7 +38,7 @@ from laplace_lora.data import DataFile, Encoder, LabelReader, RowSource, Source,
 from laplace_lora.data.collation import collate
 from laplace_lora.errors import DataFileError, LaplaceLoRAError, OutputError
 from laplace_lora.loading import set_padding
-from laplace_lora.persistence import TRAINING_NAME, InputFormat
+from laplace_lora.persistence import STARTING_POINT_NAME, TRAINING_NAME, InputFormat
 from laplace_lora.presets import Preset
 from laplace_lora.readouts import is_causal
 from laplace_lora.training import TrainingSettings, add_adapter, fine_tune, has_new_head, require_training
@@ -107,6 +108,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
     """
     _check_output(config)
     ready = _prepare(config, console)
+    start = {key: value.cpu().clone() for key, value in adapter_state_dict(ready.model, "default").items()}
     with whole_files(config.out) as folder:
         with _bar_ended(console):
             fine_tune(
@@ -134,6 +136,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
         # Every checkpoint is an adapter that fit can take by itself.
         for place in (folder, *(folder / "checkpoints").iterdir()):
             ready.tokenizer.save_pretrained(place)
+            save_file(start, place / STARTING_POINT_NAME, metadata={"format": "pt"})
             (place / TRAINING_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     console.say("saved", f"adapter saved in {config.out}", out=str(config.out))
     return ready.model

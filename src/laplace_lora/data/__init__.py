@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from laplace_lora.data.files import Row
+from laplace_lora.data.folds import FoldRows
 from laplace_lora.data.labels import LabelReader, NoLabels, RealReader
 from laplace_lora.data.layouts import Layout, default_answers, layout_of
 from laplace_lora.data.scan import DataFile, scan
@@ -17,6 +18,7 @@ __all__ = [
     "LETTERS",
     "DataFile",
     "Encoder",
+    "FoldRows",
     "LabelReader",
     "Layout",
     "NoLabels",

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, TunedBy
 from laplace_lora.errors import LaplaceLoRAError, PosteriorFileError
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.posterior import Posterior
@@ -109,7 +109,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "matrices": lambda value: is_list_of(_is_matrix, value) and len({m["name"] for m in value}) == len(value) > 0,
     "held_at_map": lambda value: is_list_of(is_word, value),
     "prior_precision": lambda value: is_list_of(lambda number: is_number(number) and number > 0, value),
-    "tuned_by": lambda value: value in (None, "evidence", "validation"),
+    "tuned_by": lambda value: value is None or value in get_args(TunedBy),
     "examples": lambda value: is_whole(value, 1),
     "classes": lambda value: is_whole(value, 1),
     "log_likelihood": lambda value: value is None or is_number(value),
@@ -119,6 +119,10 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "readout_settings": lambda value: isinstance(value, dict) and all(is_word(key) for key in value),
     "noise_variance": lambda value: value is None or (is_number(value) and value > 0),
     "targets": lambda value: value is None or is_whole(value),
+    "temperature": lambda value: is_number(value) and value > 0,
+    "squared_distances": lambda value: (
+        value is None or is_list_of(lambda number: is_number(number) and number >= 0, value)
+    ),
     "effective_parameters": lambda value: (
         value is None
         or (
@@ -172,19 +176,20 @@ def checked_config(values: Mapping[str, Any]) -> LaplaceConfig:
         raise PosteriorFileError(f"posterior_config.json, entry 'config': {error}") from error
 
 
-def check_groups(config: LaplaceConfig, matrices: Sequence[MatrixShape], precision: Sequence[float]) -> None:
-    """Compare the number of prior precisions with that of the prior's groups.
+def check_groups(config: LaplaceConfig, matrices: Sequence[MatrixShape], values: Sequence[float], entry: str) -> None:
+    """Compare the number of an entry's values with that of the prior's groups.
 
     Args:
         config: Settings of the posterior.
         matrices: Its weight matrices.
-        precision: One per group.
+        values: One per group.
+        entry: Its name.
 
     Raises:
         PosteriorFileError: They differ.
     """
-    if len(Groups.of(matrices, config.prior_groups).names) != len(precision):
-        raise PosteriorFileError(_malformed("prior_precision"))
+    if len(Groups.of(matrices, config.prior_groups).names) != len(values):
+        raise PosteriorFileError(_malformed(entry))
 
 
 def check_tensors(

@@ -8,6 +8,8 @@ from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME
 
 #: What ``laplace-lora train`` leaves beside an adapter: its settings, and how inputs were made.
 TRAINING_NAME = "training_config.json"
+#: The adapter before its first step, under the keys of its weights; ``train`` writes it.
+STARTING_POINT_NAME = "starting_point.safetensors"
 
 _POSTERIOR_FILES = (CONFIG_NAME, TENSORS_NAME)
 # Never the pickled formats.
@@ -16,6 +18,7 @@ _ADAPTER_FILES = (
     "adapter_model.safetensors",
     *_POSTERIOR_FILES,
     TRAINING_NAME,
+    STARTING_POINT_NAME,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from laplace_lora.adapters import Fingerprint
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, TunedBy
 from laplace_lora.errors import PosteriorFileError
 from laplace_lora.matrices import Groups, MatrixShape
 from laplace_lora.persistence.checks import (
@@ -85,7 +85,7 @@ class SavedState:
         matrices: Shapes of the weight matrices.
         held_at_map: Trained layers outside the posterior.
         prior_precision: One per group, in order.
-        tuned_by: ``evidence``, ``validation`` or None.
+        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
         examples: Number of training examples.
         classes: Number of logits.
         log_likelihood: log p(D | theta*) in nats, or None.
@@ -95,6 +95,9 @@ class SavedState:
         targets: Number of labelled training tokens, where the likelihood is that of tokens.
         effective_parameters: Where factors are sketched, the effective number of parameters ``with_tail`` and
             ``without_tail``, at the prior in use.
+        temperature: Divides the mean logits of classes.
+        squared_distances: (G,) squared distances |theta - theta_0|^2 from the prior's mean theta_0; None where that is
+            zero.
     """
 
     library_version: str
@@ -105,7 +108,7 @@ class SavedState:
     matrices: tuple[MatrixShape, ...]
     held_at_map: tuple[str, ...]
     prior_precision: tuple[float, ...]
-    tuned_by: str | None
+    tuned_by: TunedBy | None
     examples: int
     classes: int
     log_likelihood: float | None
@@ -114,6 +117,8 @@ class SavedState:
     noise_variance: float | None = None
     targets: int | None = None
     effective_parameters: Mapping[str, float] | None = None
+    temperature: float = 1.0
+    squared_distances: tuple[float, ...] | None = None
 
     def to_description(self) -> dict[str, Any]:
         """Return plain JSON values.
@@ -138,7 +143,7 @@ class SavedState:
         """
         check_description(document)
         try:
-            # Files of before there were other readouts lack the last four.
+            # Files of earlier versions lack the last six.
             values = {field.name: document[field.name] for field in dataclasses.fields(cls) if field.name in document}
             values |= {
                 "config": checked_config(document["config"]),
@@ -153,7 +158,11 @@ class SavedState:
                 f"posterior_config.json lacks or malforms an entry ({error}); fit and save the posterior again."
             ) from error
         state = cls(**values)
-        check_groups(state.config, state.matrices, state.prior_precision)
+        if state.squared_distances is not None:
+            distances = tuple(map(float, state.squared_distances))
+            state = dataclasses.replace(state, squared_distances=distances)
+            check_groups(state.config, state.matrices, distances, "squared_distances")
+        check_groups(state.config, state.matrices, state.prior_precision, "prior_precision")
         names = state.input_format.label_names
         if names is not None and len(names) != state.classes:
             raise PosteriorFileError(

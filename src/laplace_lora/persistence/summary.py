@@ -21,6 +21,7 @@ def describe(
     posterior: Posterior | None,
     readout: str = "class_logits",
     noise: float | None = None,
+    temperature: float = 1.0,
 ) -> str:
     """Say what a posterior covers, what it does not, and how it was tuned.
 
@@ -29,11 +30,12 @@ def describe(
         matrices: Its weight matrices.
         held_at_map: Trained layers outside it.
         precision: (G,) prior precision of each group.
-        tuned_by: ``evidence``, ``validation`` or None.
+        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
         fitted: What the pass over the training data left, or None before it.
         posterior: The Gaussian, or None before the pass.
         readout: Name of the readout.
         noise: Noise variance in use, where the likelihood has one that was tuned.
+        temperature: Divides the mean logits of classes.
 
     Returns:
         Several lines of text.
@@ -59,9 +61,11 @@ def describe(
         lines.append(f"  trained adapter on those examples: NLL {fitted.nll:.4f} nats{accuracy}")
     if noise is not None:
         lines.append(f"  noise variance: {noise:.4g}")
+    if temperature != 1.0:
+        lines.append(f"  temperature of the mean logits: {temperature:.4g}")
     scale = 1.0 if noise is None else noise / config.noise_variance
     gamma = posterior.effective_parameters(precision * scale).tolist()
-    how = f"tuned by {tuned_by}" if tuned_by else "as configured"
+    how = f"tuned by {tuned_by.replace('_', '-')}" if tuned_by else "as configured"
     lines.append(f"  prior precision ({how}), effective parameters:")
     check = TailCheck.of(posterior, precision * scale)
     if check is not None:

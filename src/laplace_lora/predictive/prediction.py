@@ -44,7 +44,12 @@ class Predictive:
 
     @classmethod
     def from_gaussian(
-        cls, mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integral", points: int = 4096
+        cls,
+        mean: Tensor,
+        covariance: Tensor,
+        rule: PredictiveRule = "integral",
+        points: int = 4096,
+        temperature: float = 1.0,
     ) -> "Predictive":
         """Average the softmax over Gaussian logits.
 
@@ -53,14 +58,16 @@ class Predictive:
             covariance: (B, K, K) their covariance; only that of their differences matters.
             rule: ``integral`` or ``probit``, for the probabilities; entropies always use the integral.
             points: Points of the integral for K of 4 and more.
+            temperature: Divides the mean logits before they are averaged, and nothing else.
 
         Returns:
             The predictive distribution.
         """
         mean, covariance = mean.double(), covariance.double()
-        probabilities, expected_entropy = expected_softmax(mean, covariance, points)
+        tempered = mean / temperature
+        probabilities, expected_entropy = expected_softmax(tempered, covariance, points)
         if rule == "probit":
-            probabilities = probit(mean, covariance)
+            probabilities = probit(tempered, covariance)
         total = torch.special.entr(probabilities).sum(dim=-1)
         return cls(
             mean=mean,
@@ -75,7 +82,12 @@ class Predictive:
 
     @classmethod
     def of_top_classes(
-        cls, mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integral", points: int = 4096
+        cls,
+        mean: Tensor,
+        covariance: Tensor,
+        rule: PredictiveRule = "integral",
+        points: int = 4096,
+        temperature: float = 1.0,
     ) -> "Predictive":
         """Average the softmax over the k largest logits of every example; the others keep MAP's probabilities.
 
@@ -87,6 +99,7 @@ class Predictive:
             covariance: (B, k, k) covariance of the k largest, the largest first.
             rule: As for :meth:`from_gaussian`.
             points: As for :meth:`from_gaussian`.
+            temperature: As for :meth:`from_gaussian`; the others keep MAP's probabilities at it.
 
         Returns:
             The predictive distribution over all K classes; ``covariance`` is 0 outside the k classes.
@@ -94,9 +107,8 @@ class Predictive:
         mean, covariance = mean.double(), covariance.double()
         size, count = covariance.shape[:2]
         values, index = mean.topk(count, dim=-1)
-        among = cls.from_gaussian(values, covariance, rule, points)
-        map_probabilities = torch.softmax(mean, dim=-1)
-        rest = map_probabilities.scatter(1, index, 0.0)
+        among = cls.from_gaussian(values, covariance, rule, points, temperature)
+        rest = torch.softmax(mean / temperature, dim=-1).scatter(1, index, 0.0)
         neglected = rest.sum(dim=-1)
         kept = 1.0 - neglected
         probabilities = rest.scatter(1, index, kept[:, None] * among.probabilities)
@@ -110,7 +122,7 @@ class Predictive:
             mean=mean,
             covariance=whole,
             probabilities=probabilities,
-            map_probabilities=map_probabilities,
+            map_probabilities=torch.softmax(mean, dim=-1),
             total_entropy=total,
             aleatoric_entropy=aleatoric,
             mutual_information=kept * among.mutual_information,

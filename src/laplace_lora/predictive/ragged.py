@@ -10,7 +10,13 @@ from laplace_lora.config import PredictiveRule
 from laplace_lora.predictive.prediction import Predictive
 
 
-def of_options(mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integral", points: int = 4096) -> Predictive:
+def of_options(
+    mean: Tensor,
+    covariance: Tensor,
+    rule: PredictiveRule = "integral",
+    points: int = 4096,
+    temperature: float = 1.0,
+) -> Predictive:
     """Average the softmax over every example's own options.
 
     Args:
@@ -18,17 +24,18 @@ def of_options(mean: Tensor, covariance: Tensor, rule: PredictiveRule = "integra
         covariance: (B, K, K) their covariance, 0 for absent options.
         rule: As for :meth:`Predictive.from_gaussian`.
         points: As for :meth:`Predictive.from_gaussian`.
+        temperature: As for :meth:`Predictive.from_gaussian`.
 
     Returns:
         The predictive distribution.
     """
     counts = torch.isfinite(mean).sum(dim=1)
     if int(counts.min()) == mean.shape[1]:
-        return Predictive.from_gaussian(mean, covariance, rule, points)
+        return Predictive.from_gaussian(mean, covariance, rule, points, temperature)
     parts, order = [], []
     for count in sorted(set(counts.tolist())):
         rows = (counts == count).nonzero()[:, 0]
-        parts.append(_of_equal(mean[rows, :count], covariance[rows, :count, :count], rule, points))
+        parts.append(_of_equal(mean[rows, :count], covariance[rows, :count, :count], rule, points, temperature))
         order.append(rows)
     together = concatenate(parts, options=mean.shape[1])
     back = torch.cat(order).argsort()
@@ -49,9 +56,9 @@ def concatenate(parts: Sequence[Predictive], options: int | None = None) -> Pred
     return Predictive.concatenate([_widened(part, widest) for part in parts])
 
 
-def _of_equal(mean: Tensor, covariance: Tensor, rule: PredictiveRule, points: int) -> Predictive:
+def _of_equal(mean: Tensor, covariance: Tensor, rule: PredictiveRule, points: int, temperature: float) -> Predictive:
     if mean.shape[1] > 1:
-        return Predictive.from_gaussian(mean, covariance, rule, points)
+        return Predictive.from_gaussian(mean, covariance, rule, points, temperature)
     sure, zero = torch.ones_like(mean, dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64).to(mean.device)
     return Predictive(mean.double(), covariance.double(), sure, sure, zero, zero, zero, zero)
 

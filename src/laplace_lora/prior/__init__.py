@@ -1,23 +1,29 @@
 """Choosing the prior precision: by the evidence, or on validation data."""
 
 from laplace_lora.prior.evidence import EvidenceResult, fixed_point, log_evidence, squared_norms
+from laplace_lora.prior.held_out import SCORES, HeldOut, score
+from laplace_lora.prior.joint import JointChoice, choose_jointly
 from laplace_lora.prior.noise import NoiseResult, tune_noise, validate_noise
 from laplace_lora.prior.tail_check import TailCheck
 from laplace_lora.prior.train_check import TrainFit, training_fit, training_warning
-from laplace_lora.prior.validation import SCALES, ValidationResult, choose_scale, collect, mean_nll
+from laplace_lora.prior.validation import SCALES, AtScales, collect, mean_nll
 
 __all__ = [
     "SCALES",
+    "SCORES",
+    "AtScales",
     "EvidenceResult",
+    "HeldOut",
+    "JointChoice",
     "NoiseResult",
     "TailCheck",
     "TrainFit",
-    "ValidationResult",
-    "choose_scale",
+    "choose_jointly",
     "collect",
     "fixed_point",
     "log_evidence",
     "mean_nll",
+    "score",
     "squared_norms",
     "training_fit",
     "training_warning",

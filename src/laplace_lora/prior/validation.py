@@ -1,11 +1,10 @@
-"""Choosing the prior precision by the negative log-likelihood of held-out data, in one pass over them.
+"""Held-out data in memory, from one pass over them: by eigenvalue, or at multiples of the prior.
 
-The pass collects every example's covariance by eigenvalue, and with it at every prior; the choice itself costs only
-integrals. Of real outputs, whose noise is chosen too, and where no such spectrum is, it collects them at multiples.
+Multiples serve real outputs, whose noise is chosen too, and structures whose eigenvectors depend on the prior.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -16,21 +15,6 @@ from laplace_lora.predictive import Predictive
 
 # A quarter decade apart: the NLL is flat on that scale.
 SCALES = torch.logspace(-4, 8, 49, dtype=torch.float64)
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationResult:
-    """The chosen multiple of the prior.
-
-    Attributes:
-        scale: Factor on every group's precision.
-        nll: Mean negative log-likelihood of the validation data there, in nats.
-        at_edge: Whether the smallest or largest multiple won.
-    """
-
-    scale: float
-    nll: float
-    at_edge: bool
 
 
 def collect(
@@ -80,35 +64,31 @@ def collect(
     return torch.cat(means), torch.cat(covariances, dim=1), torch.cat(labels)
 
 
-def choose_scale(
-    mean: Tensor,
-    covariance: Callable[[float], Tensor],
-    labels: Tensor,
-    predictive: Callable[[Tensor, Tensor], Predictive],
-) -> ValidationResult:
-    """Find the multiple of the prior with the least NLL, from coarse to fine.
+@dataclasses.dataclass(frozen=True)
+class AtScales:
+    """Gaussian outputs of N examples at multiples of a prior, where there is no spectrum.
 
-    Args:
-        mean: (N, K) logits.
-        covariance: Gives (N, K, K) at a multiple in ``SCALES``.
-        labels: (N,) class indices.
-        predictive: Gaussian logits to probabilities.
-
-    Returns:
-        The choice. Ties go to the larger precision, which stays nearer to the trained adapter.
+    Attributes:
+        covariances: (S, N, K, K) at the multiples ``SCALES``.
     """
-    seen: dict[int, float] = {}
-    stride = 8
-    candidates = list(range(0, len(SCALES), stride))
-    while True:
-        for position in candidates:
-            if position not in seen:
-                seen[position] = mean_nll(predictive(mean, covariance(float(SCALES[position]))), labels)
-        best = min(seen, key=lambda position: (seen[position], -position))
-        if stride == 1:
-            return ValidationResult(float(SCALES[best]), seen[best], best in (0, len(SCALES) - 1))
-        stride //= 2
-        candidates = [p for p in (best - stride, best + stride) if 0 <= p < len(SCALES)]
+
+    covariances: Tensor
+
+    def covariance(self, precision: Tensor) -> Tensor:
+        """Return covariances at one multiple, between two of ``SCALES`` interpolated in its logarithm.
+
+        Args:
+            precision: (1,) the multiple.
+
+        Returns:
+            (N, K, K) float64, differentiable; positive semi-definite.
+        """
+        logs = SCALES.log()
+        at = precision[0].log().to(logs).clamp(float(logs[0]), float(logs[-1]))
+        upper = int(torch.searchsorted(logs, at.detach()).clamp(1, len(logs) - 1))
+        share = (at - logs[upper - 1]) / (logs[upper] - logs[upper - 1])
+        low, high = self.covariances[upper - 1].double(), self.covariances[upper].double()
+        return torch.lerp(low, high, share.to(low))
 
 
 def mean_nll(predictive: Predictive, labels: Tensor) -> float:
