@@ -9,8 +9,7 @@ from torch import Tensor
 
 from laplace_lora.config import PredictiveRule
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.predictive.integrals import expected_softmax
-from laplace_lora.predictive.probit import probit
+from laplace_lora.predictive.integrators import INTEGRATORS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,16 +50,15 @@ class Predictive:
         Args:
             mean: (B, K) logits.
             covariance: (B, K, K) their covariance; only that of their differences matters.
-            rule: ``integral`` or ``probit``, for the probabilities; entropies always use the integral.
-            points: Points of the integral for K of 4 and more.
+            rule: Name in :data:`laplace_lora.predictive.INTEGRATORS`: ``integral`` (deterministic quadrature),
+                ``probit`` (its expected entropy is the integral's), ``laplace_bridge`` or ``mc``.
+            points: Points of the integral for K of 4 and more; draws of ``mc``.
 
         Returns:
             The predictive distribution.
         """
         mean, covariance = mean.double(), covariance.double()
-        probabilities, expected_entropy = expected_softmax(mean, covariance, points)
-        if rule == "probit":
-            probabilities = probit(mean, covariance)
+        probabilities, expected_entropy = INTEGRATORS[rule](mean, covariance, points)
         total = torch.special.entr(probabilities).sum(dim=-1)
         return cls(
             mean=mean,
