@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, quality, side_by_side, tasks
+from rendering import costs, demo, integrators, quality, side_by_side, tasks
 from rendering.common import ROOT
 
 FILES = (
@@ -20,6 +20,7 @@ FILES = (
     "docs/real_data.md",
     "docs/costs.md",
     "docs/demo.md",
+    "docs/integrals.md",
     "docs/command_line.md",
     "docs/readouts.md",
     "docs/sketch.md",
@@ -49,6 +50,9 @@ RENDERERS: dict[str, Callable[[], str]] = {
         costs.memory,
         costs.checkpointing,
         costs.spectrum,
+        integrators.integrators,
+        integrators.integrators_by_deviation,
+        integrators.weight_sampling,
         side_by_side.peers,
         side_by_side.peers_ratios,
         side_by_side.peers_raised,

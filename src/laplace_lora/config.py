@@ -15,7 +15,7 @@ Score = Literal["nll", "brier", "ece"]
 #: Ways of choosing the prior.
 TunedBy = Literal["evidence", "validation", "cross_fit"]
 LikelihoodName = Literal["categorical", "gaussian"]
-PredictiveRule = Literal["integral", "probit"]
+PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 
 #: Directions that wide Kronecker factors are kept by, by structure.
 FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64}
@@ -62,9 +62,14 @@ class LaplaceConfig:
             ``modules_to_save``) belong to the posterior; if not they stay at their trained values.
         likelihood: ``categorical`` (softmax over K logits) or ``gaussian`` (K real outputs).
         noise_variance: Observation noise of the Gaussian likelihood, in squared units of the output.
-        predictive: ``integral`` averages the softmax over the Gaussian logits by a deterministic rule;
-            ``probit`` is the closed-form approximation.
-        integration_points: Points of the rule for four classes and more.
+        predictive: How the softmax is averaged over the Gaussian logits of classes (real outputs have none).
+            ``integral``: by deterministic quadrature. The others are there for comparison, and docs/integrals.md has
+            their errors and times. ``probit``: the multi-class closed form; its aleatoric entropy is the integral's.
+            ``laplace_bridge``: the mean and expected entropy of a Dirichlet distribution. ``mc``: random draws, as
+            in the paper. Averaging over adapters drawn from the posterior takes the model, and is
+            ``laplace_lora.methods.weight_sampling``.
+        integration_points: Points of ``integral`` for four classes and more, or draws of ``mc``: the paper's are
+            100,000.
         memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes, and tuning on
             validation data the spectra (784 G K^2 bytes per example and G prior groups while they are joined).
         train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and

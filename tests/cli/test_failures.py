@@ -165,6 +165,7 @@ def test_gradients_that_overflow(shop: Folders) -> None:
         (["--structure", "cube"], "choose one of kron, kron_svd, diag, exact, last_layer"),
         (["--fisher", "none"], "choose one of"),
         (["--prior-groups", "layer"], "choose one of"),
+        (["--predictive", "simpson"], "choose one of integral, probit, laplace_bridge, mc"),
         (["--dtype", "int8"], "choose one of"),
         (["--device", "cuda:99"], "--device cpu"),
         (["--labels", "a"], "1 label names (a) for 2 classes"),

@@ -114,6 +114,20 @@ def test_every_structure_from_fit_to_info(
     assert len(_predictions(out)) == 12
 
 
+@pytest.mark.parametrize("rule", ["integral", "probit", "laplace_bridge", "mc"])
+def test_every_rule_from_fit_to_predict(rule: str, folders: Folders, adapter: Path, tmp_path: Path) -> None:
+    """The rule is stored with the posterior, and predictions follow it."""
+    fit = run("fit", "--adapter", adapter, "--data", folders.train, "--predictive", rule, "--prior", "0.5")
+    assert fit.exit_code == 0, fit.stderr
+    out = tmp_path / "p.jsonl"
+    predict = run("predict", "--adapter", adapter, "--data", folders.test, "--out", out)
+    assert predict.exit_code == 0, predict.stderr
+    model, _, _ = load_adapter(adapter)
+    assert LaplaceLoRA.from_pretrained(model, adapter).config.predictive == rule
+    expected = _in_python(adapter, [row["text"] for row in rows(12, 2, seed=1)]).confidence.tolist()
+    assert [record["confidence"] for record in _predictions(out)] == pytest.approx(expected, abs=1e-6)
+
+
 def test_rank_of_the_factors(folders: Folders, adapter: Path) -> None:
     """A small rank is stored, spoken of and warned about; what has no factors has no rank."""
     fit = run("fit", "--adapter", adapter, "--data", folders.train, "--factor-rank", "1", "--prior", "0.01")

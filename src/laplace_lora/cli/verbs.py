@@ -87,6 +87,13 @@ def fit(
         str,
         typer.Option(help="What shares a prior precision: global (all), role (A, B, head), module or matrix."),
     ] = "global",
+    predictive: Annotated[
+        str,
+        typer.Option(
+            help="How probabilities follow from Gaussian logits: integral (deterministic quadrature), or, for "
+            "comparison, probit, laplace_bridge or mc (random draws)."
+        ),
+    ] = "integral",
     seed: Annotated[int, typer.Option(min=0, help="Of the random signs and labels of a one-pass Fisher.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the posterior.  [default: the adapter's folder]")] = None,
     quiet: options.Quiet = False,
@@ -98,6 +105,7 @@ def fit(
 
         # LaplaceConfig refuses what it does not know, in the same words as in Python.
         choices: dict[str, Any] = {"structure": structure, "fisher": fisher, "prior_groups": prior_groups}
+        choices["predictive"] = predictive
         laplace = LaplaceConfig(**choices, factor_rank=factor_rank, seed=seed)
         commands.fit(
             commands.FitConfig(

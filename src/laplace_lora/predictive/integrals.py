@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.predictive.gaussian import require_gaussian
 from laplace_lora.predictive.joint import joint_integrals
 from laplace_lora.predictive.logistic_normal import logistic_normal
 from laplace_lora.predictive.sequential import class_integrals
@@ -46,7 +47,9 @@ def expected_softmax(mean: Tensor, covariance: Tensor, points: int = 4096) -> tu
     Raises:
         LaplaceLoRAError: The shapes do not fit, an entry is not finite, or there are too few points.
     """
-    _check(mean, covariance, points)
+    require_gaussian(mean, covariance, "expected_softmax")
+    if points < (least := 8 * mean.shape[-1]):
+        raise LaplaceLoRAError(f"{points} integration points are too few; pass at least {least}.")
     mean, covariance = mean.detach().double(), covariance.detach().double()
     examples, classes = mean.shape
     if examples == 0 or classes == 1:
@@ -59,21 +62,6 @@ def expected_softmax(mean: Tensor, covariance: Tensor, points: int = 4096) -> tu
         terms = [_class_terms(*pair, points) for pair in pairs]
         probabilities, entropies = (torch.cat(list(parts)) for parts in zip(*terms, strict=True))
     return probabilities / probabilities.sum(dim=1, keepdim=True), entropies.sum(dim=1)
-
-
-def _check(mean: Tensor, covariance: Tensor, points: int) -> None:
-    if mean.ndim != 2 or covariance.shape != (*mean.shape, mean.shape[-1]) or mean.shape[-1] == 0:
-        raise LaplaceLoRAError(
-            f"expected_softmax got a mean of shape {tuple(mean.shape)} and a covariance of shape "
-            f"{tuple(covariance.shape)}; pass (B, K) and (B, K, K)."
-        )
-    if points < (least := 8 * mean.shape[-1]):
-        raise LaplaceLoRAError(f"{points} integration points are too few; pass at least {least}.")
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
-        raise LaplaceLoRAError(
-            "the logits' mean or covariance is not finite; look for overflow in the model (a float16 base?) or "
-            "raise the prior precision."
-        )
 
 
 def _class_terms(mean: Tensor, covariance: Tensor, points: int) -> tuple[Tensor, Tensor]:

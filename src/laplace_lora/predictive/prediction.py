@@ -9,8 +9,7 @@ from torch import Tensor
 
 from laplace_lora.config import PredictiveRule
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.predictive.integrals import expected_softmax
-from laplace_lora.predictive.probit import probit
+from laplace_lora.predictive.integrators import INTEGRATORS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,18 +55,16 @@ class Predictive:
         Args:
             mean: (B, K) logits.
             covariance: (B, K, K) their covariance; only that of their differences matters.
-            rule: ``integral`` or ``probit``, for the probabilities; entropies always use the integral.
-            points: Points of the integral for K of 4 and more.
+            rule: Name in :data:`laplace_lora.predictive.INTEGRATORS`: ``integral`` (deterministic quadrature),
+                ``probit`` (its expected entropy is the integral's), ``laplace_bridge`` or ``mc``.
+            points: Points of the integral for K of 4 and more; draws of ``mc``.
             temperature: Divides the mean logits before they are averaged, and nothing else.
 
         Returns:
             The predictive distribution.
         """
         mean, covariance = mean.double(), covariance.double()
-        tempered = mean / temperature
-        probabilities, expected_entropy = expected_softmax(tempered, covariance, points)
-        if rule == "probit":
-            probabilities = probit(tempered, covariance)
+        probabilities, expected_entropy = INTEGRATORS[rule](mean / temperature, covariance, points)
         total = torch.special.entr(probabilities).sum(dim=-1)
         return cls(
             mean=mean,

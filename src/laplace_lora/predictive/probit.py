@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from laplace_lora.predictive.integrals import expected_softmax
+
 
 def probit(mean: Tensor, covariance: Tensor) -> Tensor:
     """Approximate E softmax(f), f ~ N(mean, covariance), by shrinking every logit by its own variance.
@@ -38,3 +40,19 @@ def probit(mean: Tensor, covariance: Tensor) -> Tensor:
     column = covariance.mean(dim=-2)
     variance = covariance.diagonal(dim1=-2, dim2=-1) - row - column + row.mean(dim=-1, keepdim=True)
     return torch.softmax(centred / (1.0 + math.pi / 8.0 * variance.clamp(min=0.0)).sqrt(), dim=-1)
+
+
+def probit_with_entropy(mean: Tensor, covariance: Tensor, points: int = 4096) -> tuple[Tensor, Tensor]:
+    """Return probit probabilities beside the expected entropy, which has no closed form and comes from the integral.
+
+    Args:
+        mean: (B, K) means, in logits.
+        covariance: (B, K, K) covariances, in squared logits.
+        points: Of the integral, for four classes and more.
+
+    Returns:
+        (B, K) probabilities of :func:`probit` and (B,) expected entropies in nats of
+        :func:`laplace_lora.predictive.expected_softmax`; float64.
+    """
+    _, entropy = expected_softmax(mean, covariance, points)
+    return probit(mean, covariance), entropy
