@@ -1,18 +1,20 @@
 """A fold of rows, and all rows but a fold: every row is held out once."""
 
+import json
+import random
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from laplace_lora.data.files import Row
 from laplace_lora.data.sources import RowSource, Source, Style, open_rows, provenance
 from laplace_lora.data.templates import RowFormat
 
+_SEED = 0
+
 
 class FoldRows(RowSource):
-    """Rows whose position leaves a remainder, or all the others.
-
-    Rows that stand in classes, one after the other, and rows in random order are spread over the folds alike.
-    """
+    """The rows of a fold, or all others: drawn at random, always the same way, and equal rows into the same fold."""
 
     def __init__(self, source: Source, fold: int, folds: int, classes: int | None, *, held_out: bool) -> None:
         """Choose rows; they are read when they are first wanted.
@@ -33,9 +35,16 @@ class FoldRows(RowSource):
 
     def rows(self) -> Iterator[Row]:
         """See :meth:`RowSource.rows`; lines are those of all rows."""
-        for position, row in enumerate(open_rows(self.source)):
-            if (position % self.folds == self.fold) == self.held_out:
+        for row in open_rows(self.source):
+            if (self._places[_content(row)] % self.folds == self.fold) == self.held_out:
                 yield row
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Rows' contents in a random order. Rows that stand class by class, or in turn, would spoil any other one."""
+        different = list(dict.fromkeys(_content(row) for row in open_rows(self.source)))
+        random.Random(_SEED).shuffle(different)
+        return {content: place for place, content in enumerate(different)}
 
     def provenance(self) -> dict[str, Any]:
         """See :meth:`RowSource.provenance`."""
@@ -63,3 +72,7 @@ class FoldRows(RowSource):
     def classes(self) -> int | None:
         """See :attr:`RowSource.classes`."""
         return self._classes
+
+
+def _content(row: Row) -> str:
+    return json.dumps(row.fields, sort_keys=True, default=str)
