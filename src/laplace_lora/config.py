@@ -13,7 +13,7 @@ PriorGroups = Literal["global", "role", "module", "matrix"]
 #: What held-out data are scored by.
 Score = Literal["nll", "brier", "ece"]
 #: Ways of choosing the prior.
-TunedBy = Literal["evidence", "validation", "cross_fit"]
+TunedBy = Literal["auto", "evidence", "validation", "cross_fit"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 

@@ -124,7 +124,7 @@ class Covered:
             config: Settings.
             input_format: How inputs are made.
             precision: (G,) prior precisions.
-            tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
+            tuned_by: ``auto``, ``evidence``, ``validation``, ``cross_fit`` or None.
             noise_variance: Where it was tuned; else None.
             fitted: What the pass over the training data left.
             tail_check: Effective number of parameters with and without the tails of sketched factors.

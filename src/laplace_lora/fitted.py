@@ -31,11 +31,12 @@ class Fitted:
         training: What the pass over the training data left.
         precision: (G,) prior precisions in use, in 1 / weight^2.
         noise: Noise variance in use, of a Gaussian likelihood.
-        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
+        tuned_by: ``auto``, ``evidence``, ``validation``, ``cross_fit`` or None.
         check: Training examples on which evidence tuning compares predictions.
         temperature: Divides the mean logits of classes.
         centre: Where the prior's mean is: (G,) squared distances |theta - theta_0|^2 from the starting point, or None
             for zero.
+        raised: Factor by which ``auto`` has raised the evidence's precisions.
     """
 
     covered: Covered
@@ -48,6 +49,7 @@ class Fitted:
     check: TrainCheckExamples | None = None
     temperature: float = 1.0
     centre: Tensor | None = None
+    raised: float = 1.0
 
     @property
     def noise_variance(self) -> float | None:
@@ -115,8 +117,11 @@ class Fitted:
             model, self.covered.sites, self.posterior, precision, scale, self.config, self.temperature
         )
 
-    def by_evidence(self) -> tuple["Fitted", str | None]:
+    def by_evidence(self, harmless: bool = False) -> tuple["Fitted", str | None]:
         """Choose prior and noise by the evidence, without any model pass.
+
+        Args:
+            harmless: Whether to raise the precisions where the adapter is not over-fitted.
 
         Returns:
             The posterior at them, and what the user should know.
@@ -131,8 +136,9 @@ class Fitted:
             self.noise,
             self.covered.reader.readout.tunes_noise,
             self.check,
+            harmless,
         )
-        return self._at(tuned, "evidence"), tuned.warning
+        return self._at(tuned, "auto" if harmless else "evidence"), tuned.warning
 
     def by_validation(
         self, model: nn.Module, loader: Iterable[Mapping[str, Any]], score: Score = "nll", tune_temperature: bool = True
@@ -207,6 +213,7 @@ class Fitted:
             precision=tuned.precision,
             noise=tuned.noise_variance,
             temperature=tuned.temperature,
+            raised=tuned.raised,
             tuned_by=method,
         )
 

@@ -114,6 +114,14 @@ class LaplaceLoRA:
         return 1.0 if self._fitted is None else self._fitted.temperature
 
     @property
+    def prior_raised(self) -> float:
+        """By how much ``tune_prior("auto")`` raised the evidence's precisions so as to do no harm; 1 where it did not.
+
+        It is not saved.
+        """
+        return 1.0 if self._fitted is None else self._fitted.raised
+
+    @property
     def noise_variance(self) -> float | None:
         """Noise variance in use, in squared units of the output; None where the likelihood has none."""
         if self._fitted is not None:
@@ -177,7 +185,7 @@ class LaplaceLoRA:
 
     def tune_prior(
         self,
-        method: TunedBy | tuple[str, Iterable[Any]] = "evidence",
+        method: TunedBy | tuple[str, Iterable[Any]] = "auto",
         data: Iterable[Any] | None = None,
         *,
         score: Score = "nll",
@@ -187,18 +195,20 @@ class LaplaceLoRA:
         """Choose the prior precisions, and on held-out data a temperature of the mean logits with them.
 
         ``evidence`` maximises the log marginal likelihood by a fixed point, without any model pass; the prior's mean is
-        zero, or ``starting_point``. ``validation`` minimises a score of held-out data over all groups' precisions and
-        the temperature together, in one pass over them. ``cross_fit`` does the same on what every one of several
-        adapters, trained alike on all examples but a fold, says of its fold: no example is given up. With
-        :class:`Scalar`, ``evidence`` and ``validation`` choose the noise variance too, and no temperature.
+        zero, or ``starting_point``. ``auto`` does the same and then, where the adapter was not over-fitted, raises the
+        precisions until the training data that ``fit`` kept lose no more than 0.01 nats (docs/tuning.md).
+        ``validation`` minimises a score of held-out data over all groups' precisions and the temperature together, in
+        one pass over them. ``cross_fit`` does the same on what every one of several adapters, trained alike on all
+        examples but a fold, says of its fold: no example is given up. With :class:`Scalar`, ``auto``, ``evidence`` and
+        ``validation`` choose the noise variance too, and no temperature.
 
         Args:
-            method: ``"evidence"``, ``"validation"`` or ``"cross_fit"``; or the pair of it and its data.
+            method: ``"auto"``, ``"evidence"``, ``"validation"`` or ``"cross_fit"``; or the pair of it and its data.
             data: For ``"validation"`` labelled batches; for ``"cross_fit"`` pairs of a fitted :class:`LaplaceLoRA`,
                 configured as this one, and labelled batches of its fold, one after the other.
             score: Of held-out classes: ``nll``, ``brier`` or ``ece``.
             temperature: Whether a temperature is chosen on held-out classes; else it is 1.
-            starting_point: For ``"evidence"``: the prior's mean, the adapter's state dict before training
+            starting_point: Without held-out data: the prior's mean, the adapter's state dict before training
                 (``peft.get_peft_model_state_dict``; ``laplace-lora train`` leaves it in starting_point.safetensors).
                 What an adapter has moved says what its training needed, where the size of its random start does not.
 
@@ -214,7 +224,7 @@ class LaplaceLoRA:
             name = method
         tuning.check_request(name, data is not None, score, temperature, starting_point is not None)
         before = self._state
-        if name == "evidence":
+        if data is None:
             before.require_labels()
         self.require_tunable(name, known_start=starting_point is not None)
         if name == "cross_fit":
@@ -227,7 +237,7 @@ class LaplaceLoRA:
             self._fitted, warning = before.by_validation(self.model, data, score, temperature)
         else:
             centre = None if starting_point is None else self._covered.squared_distances(self.model, starting_point)
-            self._fitted, warning = dataclasses.replace(before, centre=centre).by_evidence()
+            self._fitted, warning = dataclasses.replace(before, centre=centre).by_evidence(harmless=name == "auto")
         _warn(warning, stacklevel=2)
         if not self._tail_warned:
             self._tail_warned = _warn(self._fitted.tail_warning, stacklevel=2)
@@ -422,13 +432,13 @@ class LaplaceLoRA:
         """Refuse a way of tuning that cannot work here; nothing needs to have been fitted.
 
         Args:
-            method: ``"evidence"``, ``"validation"`` or ``"cross_fit"``.
+            method: ``"auto"``, ``"evidence"``, ``"validation"`` or ``"cross_fit"``.
             known_start: Whether the prior's mean is the adapter's starting point.
 
         Raises:
             LaplaceLoRAError: The evidence would mislead (PiSSA and its kin), or held-out data cannot be compared.
         """
-        if method == "evidence":
+        if method in ("auto", "evidence"):
             tuning.require_known_start(None if known_start else altered_start(self.model))
         elif self._covers is not None:
             self._covers.reader.require_validation(folds=method == "cross_fit")

@@ -1,6 +1,7 @@
 """Choosing prior precision and noise of a fitted posterior: what ``tune_prior`` does, as functions."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -29,12 +30,14 @@ class Tuned:
         noise_variance: Noise variance of a Gaussian likelihood, in squared units of the output.
         warning: What the user should know, or None.
         temperature: Divides the mean logits of classes.
+        raised: Factor on the evidence's precisions, so that an adapter that is not over-fitted takes no harm.
     """
 
     precision: Tensor
     noise_variance: float
     warning: str | None = None
     temperature: float = 1.0
+    raised: float = 1.0
 
 
 def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig) -> Predictive:
@@ -64,6 +67,7 @@ def by_evidence(
     noise_variance: float,
     tunes_noise: bool,
     check: TrainCheckExamples | None,
+    harmless: bool = False,
 ) -> Tuned:
     """Maximise the log marginal likelihood, without any model pass.
 
@@ -76,9 +80,11 @@ def by_evidence(
         noise_variance: Noise variance in use.
         tunes_noise: Whether to choose it too.
         check: Training examples to compare predictions on.
+        harmless: Whether to raise the precisions of an adapter that is not over-fitted until its training data lose
+            next to nothing.
 
     Returns:
-        The maximum.
+        The maximum, or what is above it.
     """
     if tunes_noise:
         outputs = fitted.examples * fitted.classes
@@ -102,13 +108,23 @@ def by_evidence(
         return Tuned(result.precision, result.scale * config.noise_variance, warning)
     scale = noise_variance / config.noise_variance
     scaled = priors.fixed_point(posterior, precision * scale, squared_norms / scale).precision
-    warning = None
-    if check is not None:
+    warning, raised = None, 1.0
+    if check is None and harmless and fitted.targets is None:
+        warning = (
+            "no training examples are at hand to see what the evidence does to them (they are kept from fit to "
+            "tune_prior, within train_check_bytes), so that 'auto' is the plain evidence here; fit again before tuning."
+        )
+    if check is not None and harmless:
+        gamma = float(posterior.effective_parameters(scaled).sum())
+        if not priors.over_fitted(gamma, check.total, fitted.classes):
+            rule = functools.partial(mean_predictive, config=config)
+            raised = priors.harmless_multiple(posterior, scaled, check, rule)
+    elif check is not None:
         fit = priors.training_fit(posterior, scaled, check)
         predictive = mean_predictive(fit.mean, fit.covariance, config)
         gamma = float(posterior.effective_parameters(scaled).sum())
         warning = priors.training_warning(predictive, fit.labels, check.total, gamma)
-    return Tuned(scaled / scale, noise_variance, warning)
+    return Tuned(raised * scaled / scale, noise_variance, warning, raised=raised)
 
 
 def by_held_out(
@@ -254,16 +270,16 @@ def check_request(method: str, has_data: bool, score: str, temperature: bool, ha
     Raises:
         LaplaceLoRAError: It is not.
     """
-    if (method, has_data) not in (("evidence", False), ("validation", True), ("cross_fit", True)):
+    if (method, has_data) not in (("auto", False), ("evidence", False), ("validation", True), ("cross_fit", True)):
         raise LaplaceLoRAError(
-            f"tune_prior({method!r}) with{'' if has_data else 'out'} data is not known; use tune_prior('evidence'), "
-            "tune_prior('validation', loader) or tune_prior('cross_fit', folds)."
+            f"tune_prior({method!r}) with{'' if has_data else 'out'} data is not known; use tune_prior('auto'), "
+            "tune_prior('evidence'), tune_prior('validation', loader) or tune_prior('cross_fit', folds)."
         )
     if score not in priors.SCORES:
         raise LaplaceLoRAError(f"score={score!r} is not known; choose one of {', '.join(priors.SCORES)}.")
-    if method == "evidence" and (score != "nll" or not temperature):
+    if not has_data and (score != "nll" or not temperature):
         raise LaplaceLoRAError("the evidence has no score and no temperature to choose; leave out both.")
-    if method != "evidence" and has_start:
+    if has_data and has_start:
         raise LaplaceLoRAError(
             f"starting_point is the prior's mean in the evidence, and tune_prior({method!r}) does not read it; leave "
             "it out."

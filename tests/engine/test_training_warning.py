@@ -148,3 +148,40 @@ def test_nothing_is_said_without_a_comparison() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         la.tune_prior("evidence")
+
+
+@pytest.mark.parametrize("structure", ["kron", "exact"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_auto_does_a_sound_adapter_no_harm(seed: int, structure: str) -> None:
+    """Where the evidence costs a tenth of a nat and more (above), what is left of that is a hundredth or two."""
+    train, test = _draw(200, seed, 6, 0.0), _draw(150, 1_000 + seed, 6, 0.0)
+    settings = LaplaceConfig(progress=False, integration_points=64, structure=structure)
+    la = LaplaceLoRA(_train(train, 0.3, seed), settings).fit([train])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        la.tune_prior()
+    p = la.predict(test)
+    assert la.prior_raised > 10.0
+    assert _quality(p, test["labels"], "probabilities")[0] <= _quality(p, test["labels"], "map_probabilities")[0] + 0.02
+    raised = float(la.prior_precision)
+    with pytest.warns(UserWarning, match="less certain"):
+        la.tune_prior("evidence")
+    assert float(la.prior_precision) < raised / 10.0
+
+
+def test_auto_leaves_the_evidence_of_an_over_fitted_adapter_alone() -> None:
+    train = _draw(200, 0, 4, 0.4)
+    la = LaplaceLoRA(_train(train, 0.01, 0), LaplaceConfig(progress=False, integration_points=64)).fit([train])
+    la.tune_prior("auto")
+    found = float(la.prior_precision)
+    assert la.prior_raised == 1.0
+    la.tune_prior("evidence")
+    assert float(la.prior_precision) == found
+
+
+def test_auto_says_so_where_it_cannot_compare() -> None:
+    train = _draw(200, 0, 6, 0.0)
+    settings = LaplaceConfig(progress=False, integration_points=64, train_check_bytes=0)
+    la = LaplaceLoRA(_train(train, 0.3, 0), settings).fit([train])
+    with pytest.warns(UserWarning, match="plain evidence"):
+        la.tune_prior("auto")

@@ -58,9 +58,9 @@ def fit(
     prior: Annotated[
         str | None,
         typer.Option(
-            help="Prior precision: evidence (of the training data), validation, cross-fit (train more adapters, each "
-            "on all rows but a fold, and tune on their folds), or a number in 1 / weight^2.  [default: validation with "
-            "--validation, else evidence]"
+            help="Prior precision: auto (the evidence of the training data, raised where it would do harm), evidence, "
+            "validation, cross-fit (train more adapters, each on all rows but a fold, and tune on their folds), or a "
+            "number in 1 / weight^2.  [default: validation with --validation, else auto]"
         ),
     ] = None,
     score: Annotated[
@@ -79,8 +79,8 @@ def fit(
     prior_mean: Annotated[
         str | None,
         typer.Option(
-            help="Mean of the prior in the evidence: start (the adapter before its training) or zero.  [default: start "
-            "where train has left it, else zero]"
+            help="Mean of the prior in auto and evidence: start (the adapter before its training) or zero.  [default: "
+            "start where train has left it, else zero]"
         ),
     ] = None,
     prior_groups: Annotated[

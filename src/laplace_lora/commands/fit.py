@@ -119,8 +119,8 @@ def fit(config: FitConfig, console: Console) -> LaplaceLoRA:
     elif cross_fit is not None:
         folds = cross_fit.adapters(la, opened, form, console)
         la.tune_prior("cross_fit", folds, score=wish.score or "nll", temperature=wish.temperature)
-    elif wish.method == "evidence":
-        la.tune_prior("evidence", starting_point=start)
+    elif isinstance(wish.method, str):
+        la.tune_prior("auto" if wish.method == "auto" else "evidence", starting_point=start)
     say_prior(console, la, wish)
     la.save_pretrained(out)
     console.say("saved", f"posterior saved in {out}", out=str(out), bytes=la.posterior.nbytes)

@@ -16,7 +16,7 @@ from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.persistence import STARTING_POINT_NAME
 from laplace_lora.prior import SCORES
 
-METHODS = ("evidence", "validation", "cross_fit")
+METHODS = ("auto", "evidence", "validation", "cross_fit")
 MEANS = ("start", "zero")
 
 
@@ -25,13 +25,13 @@ class PriorWish:
     """How the prior is to be chosen.
 
     Attributes:
-        method: ``evidence``, ``validation``, ``cross_fit``, a positive number (in 1 / weight^2), or None:
-            ``validation`` where there is validation data, else ``evidence``.
+        method: ``auto``, ``evidence``, ``validation``, ``cross_fit``, a positive number (in 1 / weight^2), or None:
+            ``validation`` where there is validation data, else ``auto``.
         score: What held-out rows are scored by: ``nll``, ``brier`` or ``ece``; ``nll`` if None.
         temperature: Whether held-out rows choose a temperature too.
         folds: Of ``cross_fit``; 3 if None.
-        mean: Mean of the prior in ``evidence``: ``start``, the adapter before its training, or ``zero``; if None, the
-            start where ``train`` has left it.
+        mean: Mean of the prior in ``auto`` and ``evidence``: ``start``, the adapter before its training, or ``zero``;
+            if None, the start where ``train`` has left it.
     """
 
     method: str | float | None = None
@@ -54,20 +54,21 @@ class PriorWish:
         """
         method = self.method
         if method is None:
-            method = "validation" if validation is not None else "evidence"
+            method = "validation" if validation is not None else "auto"
         if isinstance(method, str):
             method = method.replace("-", "_")
         if isinstance(method, str) and method not in METHODS:
             raise LaplaceLoRAError(
-                f"prior {self.method!r} is not known; choose evidence, validation, cross-fit or a positive number."
+                f"prior {self.method!r} is not known; choose auto, evidence, validation, cross-fit or a positive "
+                "number."
             )
         if not isinstance(method, str) and not 0.0 < method < math.inf:
             raise LaplaceLoRAError(
-                f"prior {method} is no precision; choose evidence, validation, cross-fit or a positive number."
+                f"prior {method} is no precision; choose auto, evidence, validation, cross-fit or a positive number."
             )
         if method == "validation" and validation is None:
             raise LaplaceLoRAError(
-                "prior 'validation' needs held-out data; give it with --validation, or use cross-fit or evidence."
+                "prior 'validation' needs held-out data; give it with --validation, or use cross-fit or auto."
             )
         if method != "validation" and validation is not None:
             raise LaplaceLoRAError(
@@ -82,7 +83,7 @@ class PriorWish:
             ("--score", self.score is not None, held_out),
             ("--no-temperature", not self.temperature, held_out),
             ("--folds", self.folds is not None, method == "cross_fit"),
-            ("--prior-mean", self.mean is not None, method == "evidence"),
+            ("--prior-mean", self.mean is not None, method in ("auto", "evidence")),
         ):
             if given and not used:
                 raise LaplaceLoRAError(f"{option} has no use where the prior is chosen by {method}; leave it out.")
@@ -108,7 +109,7 @@ def starting_point(folder: Path, wish: PriorWish) -> dict[str, Tensor] | None:
         AdapterFileError: It is wanted and not there, or damaged.
     """
     path = folder / STARTING_POINT_NAME
-    if wish.method != "evidence" or wish.mean == "zero" or (wish.mean is None and not path.exists()):
+    if wish.method not in ("auto", "evidence") or wish.mean == "zero" or (wish.mean is None and not path.exists()):
         return None
     try:
         return load_file(path)
@@ -130,10 +131,14 @@ def say_prior(console: Console, la: LaplaceLoRA, wish: PriorWish) -> None:
     precision = la.prior_precision
     one = isinstance(precision, float)
     shown = precision if isinstance(precision, float) else min(precision.values())
+    raised = (
+        "" if la.prior_raised == 1.0 else f" ({la.prior_raised:.3g} x the evidence's: the adapter is not over-fitted)"
+    )
     warm = "" if la.temperature == 1.0 else f", temperature of the mean logits {la.temperature:.3g}"
     console.say(
         "prior",
-        f"prior precision {wish.shown}: {shown:.4g}{'' if one else ' and above, by group'}{warm}",
+        f"prior precision {wish.shown}: {shown:.4g}{'' if one else ' and above, by group'}{raised}{warm}",
         prior_precision=precision,
         temperature=la.temperature,
+        raised=la.prior_raised,
     )

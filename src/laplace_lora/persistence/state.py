@@ -85,7 +85,7 @@ class SavedState:
         matrices: Shapes of the weight matrices.
         held_at_map: Trained layers outside the posterior.
         prior_precision: One per group, in order.
-        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
+        tuned_by: ``auto``, ``evidence``, ``validation``, ``cross_fit`` or None.
         examples: Number of training examples.
         classes: Number of logits.
         log_likelihood: log p(D | theta*) in nats, or None.

@@ -30,7 +30,7 @@ def describe(
         matrices: Its weight matrices.
         held_at_map: Trained layers outside it.
         precision: (G,) prior precision of each group.
-        tuned_by: ``evidence``, ``validation``, ``cross_fit`` or None.
+        tuned_by: ``auto``, ``evidence``, ``validation``, ``cross_fit`` or None.
         fitted: What the pass over the training data left, or None before it.
         posterior: The Gaussian, or None before the pass.
         readout: Name of the readout.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from laplace_lora.prior.validation import mean_nll
 # How much worse the tuned predictive may be on the training data before the check speaks up.
 NLL_MARGIN = 0.15
 ACCURACY_MARGIN = 0.03
+# How much worse it may be, in nats, of an adapter that is not over-fitted where the choice is to do no harm: of such an
+# adapter, held-out data lose what training data lose (docs/tuning.md).
+HARMLESS = 0.01
+# Multiples of the precisions that are tried, a quarter of a decade apart.
+_RAISED = 10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)
 # An over-fitted adapter loses training likelihood too, and rightly. What tells it from a sound one is how many
 # weights the data determined: fitting labels by heart takes nearly log K nats per example. Adapters with more
 # effective parameters than this share of N log K were over-fitted in the trials (docs/evidence_check.md).
@@ -84,11 +90,9 @@ def training_warning(predictive: Predictive, labels: Tensor, total: int, effecti
     Returns:
         The warning, or None.
     """
-    if effective_parameters > OVERFITTED_SHARE * total * math.log(predictive.mean.shape[-1]):
+    if over_fitted(effective_parameters, total, predictive.mean.shape[-1]):
         return None
-    rows = torch.arange(len(labels))
-    map_nll = float(-predictive.map_probabilities[rows, labels].clamp(min=1e-300).log().mean())
-    nll = mean_nll(predictive, labels)
+    map_nll, nll = _map_nll(predictive, labels), mean_nll(predictive, labels)
     map_accuracy = float((predictive.map_probabilities.argmax(dim=-1) == labels).double().mean())
     accuracy = float((predictive.prediction == labels).double().mean())
     if nll <= map_nll + NLL_MARGIN and accuracy >= map_accuracy - ACCURACY_MARGIN:
@@ -97,5 +101,53 @@ def training_warning(predictive: Predictive, labels: Tensor, total: int, effecti
         f"evidence tuning made the adapter much less certain on its own training data: NLL {map_nll:.3f} -> {nll:.3f}, "
         f"accuracy {map_accuracy:.3f} -> {accuracy:.3f} on {len(labels)} of {total} examples (margins: {NLL_MARGIN} "
         f"nats, {ACCURACY_MARGIN:.2f}). An adapter that was not over-fitted becomes badly under-confident this "
-        "way; tune on held-out data instead: tune_prior('validation', loader)."
+        "way; tune on held-out data instead: tune_prior('validation', loader), or do no harm: tune_prior('auto')."
     )
+
+
+def over_fitted(effective_parameters: float, total: int, classes: int) -> bool:
+    """Say whether the data determine so many weights that they must have been learnt by heart.
+
+    Args:
+        effective_parameters: gamma of the whole posterior at the evidence's maximum.
+        total: N training examples.
+        classes: K.
+
+    Returns:
+        Whether gamma is above 0.8 N log K.
+    """
+    return effective_parameters > OVERFITTED_SHARE * total * math.log(classes)
+
+
+def harmless_multiple(
+    posterior: Posterior,
+    precision: Tensor,
+    examples: TrainCheckExamples,
+    predictive: Callable[[Tensor, Tensor], Predictive],
+) -> float:
+    """Raise precisions until the training data lose no more than 0.01 nats of the trained adapter's likelihood.
+
+    Args:
+        posterior: The likelihood part.
+        precision: (G,) precisions at the evidence's maximum.
+        examples: What ``fit`` kept.
+        predictive: Gaussian logits to probabilities.
+
+    Returns:
+        The least of the multiples 1, 1.78, 3.16, ... that does; 10^6 if none does.
+    """
+    low, high = 0, len(_RAISED) - 1
+    while low < high:  # the loss falls as the precision rises, towards the trained adapter's
+        middle = (low + high) // 2
+        fit = training_fit(posterior, precision * _RAISED[middle], examples)
+        found = predictive(fit.mean, fit.covariance)
+        if mean_nll(found, fit.labels) <= _map_nll(found, fit.labels) + HARMLESS:
+            high = middle
+        else:
+            low = middle + 1
+    return float(_RAISED[low])
+
+
+def _map_nll(predictive: Predictive, labels: Tensor) -> float:
+    chosen = predictive.map_probabilities.gather(1, labels[:, None])
+    return float(-chosen.clamp(min=1e-300).log().mean())
