@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, integrators, quality, side_by_side, tasks
+from rendering import costs, demo, integrators, quality, side_by_side, tasks, tuning
 from rendering.common import ROOT
 
 FILES = (
@@ -27,6 +27,7 @@ FILES = (
     "docs/peers.md",
     "docs/gpu.md",
     "docs/tasks.md",
+    "docs/tuning.md",
 )
 
 
@@ -62,6 +63,11 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tasks.presets_table,
         tasks.openbookqa,
         tasks.openbookqa_each,
+        tuning.tuning_state,
+        tuning.tuning_nll,
+        tuning.tuning_figures,
+        tuning.tuning_harm,
+        tuning.tuning_few,
     )
 }
 

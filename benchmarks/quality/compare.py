@@ -1,7 +1,7 @@
 """Every way of calibrating the quality benchmark's adapters, on test examples, from what spectra.py has collected.
 
 No model is run. ``temperature (80 %)`` is the simple rival: an adapter trained on 80 % of the examples, a temperature
-chosen on the rest. Everything else uses all examples for the adapter, but for ``validation``, whose adapter is the same.
+chosen on the rest. ``validation (80 %)`` has the same adapter; everything else has that of all examples.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from laplace_lora.methods import fit_temperature
 from laplace_lora.persistence.posterior import read_posterior
 from laplace_lora.posterior import Posterior, Spectrum
 from laplace_lora.predictive import Predictive
-from laplace_lora.prior import HeldOut, choose_jointly, fixed_point
+from laplace_lora.prior import HeldOut, choose_jointly, fixed_point, over_fitted
+from laplace_lora.prior.train_check import HARMLESS, RAISED
 
 CHECKPOINTS = ("under-trained", "sound", "interpolating")
 #: Ways of tuning by the evidence: prior groups, and what the prior is centred on.
@@ -42,6 +43,7 @@ class Collected:
     tensors: Mapping[str, Tensor]
     matrices: tuple[Any, ...] = ()
     posterior: Posterior | None = None
+    examples: int = 0
 
     @classmethod
     def of(cls, folder: Path) -> "Collected | None":
@@ -52,7 +54,7 @@ class Collected:
         if not (folder / "posterior.safetensors").exists():
             return cls(tensors)
         state, posterior, _ = read_posterior(folder)
-        return cls(tensors, state.matrices, posterior)
+        return cls(tensors, state.matrices, posterior, state.examples)
 
     def logits(self, name: str) -> Logits:
         """The adapter's logits on one set."""
@@ -80,6 +82,18 @@ class Collected:
         summed = torch.zeros(1 + max(index), dtype=torch.float64).index_add(0, torch.tensor(index), norms)
         return fixed_point(self.posterior, torch.ones_like(summed), summed).precision
 
+    def harmless(self, precision: Tensor) -> float:
+        """By how much ``auto`` raises one precision for all: what the library does, on the training examples here."""
+        assert self.posterior is not None
+        data = self.held_out("train", "global")
+        gamma = float(self.posterior.effective_parameters(precision).sum())
+        if over_fitted(gamma, self.examples, data.mean.shape[1]):
+            return 1.0
+        limit = metrics.nll(Logits(data.mean.numpy()).softmax(), data.labels.numpy()) + HARMLESS
+        labels = data.labels.numpy()
+        found = (one for one in RAISED if metrics.nll(predicted(data, precision * one), labels) <= limit)
+        return next(found, RAISED[-1])
+
 
 def predicted(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Probabilities:
     """What the library predicts at a prior and a temperature."""
@@ -96,6 +110,11 @@ def methods_of(
         precision = whole.by_evidence(groups, centre)
         chosen = {"precision": precision.tolist()}
         found[f"evidence, {groups}, {centre}"] = (predicted(whole.held_out("test", groups), precision), chosen)
+    for centre in ("zero", "start"):
+        precision = whole.by_evidence("global", centre)
+        raised = whole.harmless(precision)
+        chosen = {"precision": (raised * precision).tolist(), "raised": raised}
+        found[f"auto, {centre}"] = (predicted(whole.held_out("test", "global"), raised * precision), chosen)
     if most is not None:
         temperature = fit_temperature(most.logits("held"), most.labels("held"))
         found[RIVAL] = (most.logits("test").softmax(temperature), {"temperature": temperature})

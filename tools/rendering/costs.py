@@ -132,25 +132,29 @@ def spectrum() -> str:
     document = load("spectrum")
     rows = [
         [
+            result["model"],
             result["structure"],
             str(result["classes"]),
-            str(result["examples"]),
             f"{result['seconds']['pass at one prior']:.2f}",
-            f"{result['spectrum_over_pass']:.2f}",
-            f"{1e3 * result['seconds']['one prior from it']:.1f}",
-            f"{result['passes_per_value']:,.0f}",
+            f"{result['collecting_over_pass']:.2f}",
+            f"{1e3 * result['seconds']['one prior and temperature from it']:.1f}",
+            f"{result['values_per_pass']:,.0f}",
+            f"{result['choice_over_pass']:.3f} ({result['scores_in_the_choice']})",
             f"{result['bytes_per_example']:,.0f}",
         ]
         for result in document["results"]
     ]
     head = [
+        "model",
         "structure",
         "K",
-        "rows",
         "one pass at one prior, s",
         "the pass that gathers / that pass",
-        "one prior after it, ms",
-        "priors in the time of a pass",
+        "one prior and temperature after it, ms",
+        "of these in the time of a pass",
+        "the whole choice, in passes (scores)",
         "bytes per row",
     ]
-    return f"{table(head, rows)}\n\nMedians; MiniLM, r=8 on query and value, 32 tokens.\n\nMade by {origin(document)}"
+    examples = document["results"][0]["examples"]
+    where = f"Medians over {examples} rows of 32 tokens; r=8 on query and value."
+    return f"{table(head, rows)}\n\n{where}\n\nMade by {origin(document)}"

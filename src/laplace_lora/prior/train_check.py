@@ -20,10 +20,10 @@ ACCURACY_MARGIN = 0.03
 # adapter, held-out data lose what training data lose (docs/tuning.md).
 HARMLESS = 0.01
 # Multiples of the precisions that are tried, a quarter of a decade apart.
-_RAISED = 10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)
+RAISED = tuple((10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)).tolist())
 # An over-fitted adapter loses training likelihood too, and rightly. What tells it from a sound one is how many
 # weights the data determined: fitting labels by heart takes nearly log K nats per example. Adapters with more
-# effective parameters than this share of N log K were over-fitted in the trials (docs/evidence_check.md).
+# effective parameters than this share of N log K were over-fitted in the trials (docs/tuning.md).
 OVERFITTED_SHARE = 0.8
 
 
@@ -136,16 +136,16 @@ def harmless_multiple(
     Returns:
         The least of the multiples 1, 1.78, 3.16, ... that does; 10^6 if none does.
     """
-    low, high = 0, len(_RAISED) - 1
+    low, high = 0, len(RAISED) - 1
     while low < high:  # the loss falls as the precision rises, towards the trained adapter's
         middle = (low + high) // 2
-        fit = training_fit(posterior, precision * _RAISED[middle], examples)
+        fit = training_fit(posterior, precision * RAISED[middle], examples)
         found = predictive(fit.mean, fit.covariance)
         if mean_nll(found, fit.labels) <= _map_nll(found, fit.labels) + HARMLESS:
             high = middle
         else:
             low = middle + 1
-    return float(_RAISED[low])
+    return RAISED[low]
 
 
 def _map_nll(predictive: Predictive, labels: Tensor) -> float:
