@@ -24,7 +24,7 @@ from laplace_lora.matrices import Groups
 from laplace_lora.methods import fit_temperature
 from laplace_lora.persistence.posterior import read_posterior
 from laplace_lora.posterior import Posterior, Spectrum
-from laplace_lora.predictive import Predictive
+from laplace_lora.predictive import of_options
 from laplace_lora.prior import HeldOut, choose_jointly, fixed_point, over_fitted
 from laplace_lora.prior.train_check import HARMLESS, RAISED
 
@@ -97,7 +97,7 @@ class Collected:
 
 def predicted(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Probabilities:
     """What the library predicts at a prior and a temperature."""
-    found = Predictive.from_gaussian(data.mean, data.spectrum.covariance(precision), temperature=temperature)
+    found = of_options(data.mean, data.spectrum.covariance(precision), temperature=temperature)
     return Probabilities(found.probabilities.numpy())
 
 

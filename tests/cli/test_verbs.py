@@ -68,7 +68,7 @@ def test_fit_saves_beside_the_adapter_and_touches_nothing_else(folders: Folders,
     after = tree(adapter)
     assert set(after) - set(before) == {POSTERIOR_CONFIG, POSTERIOR_WEIGHTS}
     assert {name: after[name] for name in before} == before
-    for part in ("24 examples, 2 classes", "2 forward and 2 backward passes", "accuracy 0.542", "NLL 0.80", "evidence"):
+    for part in ("24 examples, 2 classes", "2 forward and 2 backward passes", "accuracy 0.542", "NLL 0.80", "by auto"):
         assert part in result.stderr
     assert result.stdout == ""
     form = json.loads((adapter / POSTERIOR_CONFIG).read_text())["input_format"]
