@@ -163,7 +163,8 @@ def machine() -> dict[str, Any]:
 def write_results(name: str, results: Any, show: bool = True) -> None:
     """Write results with the machine, the versions and the command; print them if they are to be shown."""
     RESULTS.mkdir(exist_ok=True)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    script = Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]).as_posix()
+    command = " ".join(["python", script, *sys.argv[1:]])
     document = {"command": command, "machine": machine(), "results": results}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
     if show:

@@ -4,9 +4,13 @@ import dataclasses
 import json
 import math
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+# What all benchmarks share lies one folder up.
+sys.path.append(str(Path(__file__).parents[1]))
 
 Row = dict[str, Any]
 
