@@ -121,7 +121,7 @@ def test_prior_precisions_of_other_groups() -> None:
         LaplaceLoRAError, match=r"misses base_model.*classifier.*names head.*; give exactly: base_model"
     ):
         _unfitted(prior_groups="module", prior_precision={"head": 1.0})
-    remedy = "set prior_groups='module' or 'matrix', or give one float."
+    remedy = "set prior_groups='role', 'module' or 'matrix', or give one float."
     _refused(lambda: _unfitted(prior_precision={"head": 1.0}), "prior_groups='global'", remedy=remedy)
 
 
@@ -270,7 +270,7 @@ def test_validation_without_labels_or_data() -> None:
     bare = [{"input_ids": example["input_ids"]} for example in TRAIN]
     _refused(lambda: la.tune_prior("validation", batches(bare, 3)), remedy="give labelled data.")
     _refused(lambda: la.tune_prior("validation", []), "no batch", remedy="check the data.")
-    usage = "use tune_prior('evidence') or tune_prior('validation', loader)."
+    usage = "tune_prior('validation', loader) or tune_prior('cross_fit', folds)."
     _refused(lambda: la.tune_prior("validation"), remedy=usage)
     _refused(lambda: la.tune_prior("evidence", batches(TRAIN, 3)), remedy=usage)
     _refused(lambda: la.tune_prior("guess"), "'guess'", remedy=usage)  # type: ignore[arg-type]

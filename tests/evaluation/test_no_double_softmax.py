@@ -267,6 +267,7 @@ ALLOWED = {
     ("evaluation/metrics.py", "softmax"),  # of Logits, by name
     ("evaluation/saved.py", "Outputs.__post_init__"),  # of Logits, to hold saved probabilities against them
     ("methods/temperature.py", "fit_temperature.slope"),  # of Logits
+    ("methods/weight_sampling.py", "weight_sampling"),  # of the logits that a readout has just read from the model
     ("commands/methods.py", "methods_of"),  # of Logits, at the fitted temperature
 }
 _SUSPICIOUS = {"exp", "exp2", "expm1", "expit", "sigmoid", "softmin", "logsumexp", "logaddexp", "pow", "float_power"}

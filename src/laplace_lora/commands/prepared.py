@@ -152,6 +152,7 @@ class Prepared:
             **figures,
             "readout": {"name": readout.name, "settings": readout.settings()},
             "prior_precision": self.la.prior_precision,
+            "mean_temperature": self.la.temperature,
             "data": origin(self.data),
             "posterior": {
                 "structure": self.la.config.structure,
@@ -209,6 +210,7 @@ class Prepared:
             ("Posterior", f"{self.la.config.structure}, {self.la.posterior.nbytes:,} bytes"),
             ("Training examples", f"{self.la.training.examples:,}"),
             ("Prior precision", shown),
+            *([] if self.la.temperature == 1.0 else [("Temperature of the mean logits", f"{self.la.temperature:.4g}")]),
             *more,
             *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
             *self.versions.items(),
