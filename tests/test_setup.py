@@ -254,7 +254,7 @@ def test_direct_dependencies_have_a_lower_bound():
 
 def test_core_dependencies_are_these_alone():
     core = {Requirement(line).name for line in importlib.metadata.requires("laplace-lora") if "extra ==" not in line}
-    assert core == {"numpy", "peft", "safetensors", "torch", "tqdm", "transformers", "typer"}
+    assert core == {"numpy", "peft", "safetensors", "scipy", "torch", "tqdm", "transformers", "typer"}
 
 
 # -- the import contract ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from engine.support import close
 from laplace_lora import LaplaceLoRA, LaplaceLoRAError
 from laplace_lora.predictive import Predictive
 from laplace_lora.prior import training_fit
+from laplace_lora.prior.joint import LEVEL, LEVEL_SD, TEMPERATURE_SD
 from laplace_lora.readouts import OptionScores
 from readouts import dense
 from readouts.models import collate_options, language_model, multiple_choice, option_batches, option_examples
@@ -187,22 +188,24 @@ def test_tuning_by_the_evidence(structure: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_tuning_on_held_out_data_of_different_widths(size: int) -> None:
-    """The chosen multiple has the least NLL of all, by the dense oracle."""
+    """Precision and temperature are no worse than any of a grid, by the dense oracle."""
     case = "llama-tokens"
     la = fitted(case).tune_prior("validation", batches(case, data()[1], size))
-    scales = torch.logspace(-4, 8, 49, dtype=torch.float64)
-    dense_nll = []
-    for scale in scales.tolist():
-        means, covariances = expected(case, oracle(case, "kron").covariance(DELTA * scale))
+
+    def objective(precision: float, temperature: float) -> float:
+        means, covariances = expected(case, oracle(case, "kron").covariance(precision))
         total = 0.0
         for mean, covariance, example in zip(means, covariances, data()[1], strict=True):
             if len(mean) > 1:
-                p = Predictive.from_gaussian(mean[None], covariance[None]).probabilities
+                p = Predictive.from_gaussian(mean[None] / temperature, covariance[None]).probabilities
                 total -= float(p[0, example["label"]].log())
-        dense_nll.append(total)
-    chosen = int((scales * DELTA - la.prior_precision).abs().argmin())
-    assert math.isclose(la.prior_precision, DELTA * float(scales[chosen]), rel_tol=1e-9)
-    assert dense_nll[chosen] <= min(dense_nll) + 1e-6
+        level = math.log(precision / (LEVEL * DELTA)) / LEVEL_SD
+        return total + 0.5 * (level**2 + (math.log(temperature) / TEMPERATURE_SD) ** 2)
+
+    reached = objective(la.prior_precision, la.temperature)
+    for scale in (1e-2, 1.0, 1e1, 1e2, 1e3, 1e5):
+        for temperature in (0.7, 1.0, 1.4, 2.0):
+            assert reached <= objective(DELTA * scale, temperature) + 1e-3 * len(data()[1])
 
 
 def test_saved_and_loaded(tmp_path: object) -> None:

