@@ -17,6 +17,16 @@ from laplace_lora.demo.encoder import encoder_folder
 WORK = RESULTS.parents[1] / "build" / "quality"
 
 
+def parser_of(description: str | None, needs_data: bool = True) -> argparse.ArgumentParser:
+    """Return a parser of what all steps of the benchmark are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if needs_data:
+        parser.add_argument("--data-dir", type=Path, required=True, help="folder with sst2/, rte/, boolq_passage/ ...")
+    parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    return parser
+
+
 def folder_of(work: Path, task: str, seed: int, part: str) -> Path:
     """Return where a run lives."""
     return work / task / f"seed{seed}" / part
@@ -48,10 +58,7 @@ def train(work: Path, data: Path, task: str, seed: int, part: str) -> float:
 
 def main() -> None:
     """Train all that is wanted and not there, seed by seed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with sst2/, rte/, boolq_passage/ ...")
-    parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", nargs="+", default=list(CASES), help="(default: all)")
     parser.add_argument("--processes", type=int, default=2, help="side by side (default: 2)")
     options = parser.parse_args()

@@ -4,7 +4,6 @@ No model is run. ``temperature (80 %)`` is the simple rival: an adapter trained 
 chosen on the rest. ``validation (80 %)`` has the same adapter; everything else has that of all examples.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,16 +16,15 @@ from common import write_results
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapters import WORK, folder_of
+from adapters import folder_of, parser_of
 from laplace_lora.evaluation import Logits, Probabilities, metrics, selective
 from laplace_lora.evaluation.bootstrap import percentile_interval, resampling_counts
 from laplace_lora.matrices import Groups
 from laplace_lora.methods import fit_temperature
 from laplace_lora.persistence.posterior import read_posterior
 from laplace_lora.posterior import Posterior, Spectrum
-from laplace_lora.predictive import of_options
-from laplace_lora.prior import HeldOut, choose_jointly, fixed_point, over_fitted
-from laplace_lora.prior.train_check import HARMLESS, RAISED
+from laplace_lora.predictive import Predictive, of_options
+from laplace_lora.prior import HeldOut, choose_jointly, fixed_point, harmless_multiple, over_fitted
 
 CHECKPOINTS = ("under-trained", "sound", "interpolating")
 #: Ways of tuning by the evidence: prior groups, and what the prior is centred on.
@@ -89,16 +87,17 @@ class Collected:
         gamma = float(self.posterior.effective_parameters(precision).sum())
         if over_fitted(gamma, self.examples, data.mean.shape[1]):
             return 1.0
-        limit = metrics.nll(Logits(data.mean.numpy()).softmax(), data.labels.numpy()) + HARMLESS
-        labels = data.labels.numpy()
-        found = (one for one in RAISED if metrics.nll(predicted(data, precision * one), labels) <= limit)
-        return next(found, RAISED[-1])
+        return harmless_multiple(lambda multiple: predictive(data, precision * multiple), data.labels)
+
+
+def predictive(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Predictive:
+    """What the library predicts at a prior and a temperature."""
+    return of_options(data.mean, data.spectrum.covariance(precision), temperature=temperature)
 
 
 def predicted(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Probabilities:
-    """What the library predicts at a prior and a temperature."""
-    found = of_options(data.mean, data.spectrum.covariance(precision), temperature=temperature)
-    return Probabilities(found.probabilities.numpy())
+    """Its probabilities."""
+    return Probabilities(predictive(data, precision, temperature).probabilities.numpy())
 
 
 def methods_of(
@@ -220,10 +219,7 @@ def measure(work: Path, name: str, seed: int, checkpoint: str) -> dict[str, Any]
 
 def main() -> None:
     """Compare on every adapter whose statistics are there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    options = parser.parse_args()
+    options = parser_of(__doc__, needs_data=False).parse_args()
     results = []
     for name in CASES:
         for seed in options.seeds:

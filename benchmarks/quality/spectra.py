@@ -4,7 +4,6 @@ A file holds logits, labels and covariances by eigenvalue for every weight matri
 chooses precisions and temperatures afterwards never runs the model.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -16,7 +15,7 @@ from cases import CASES, PARTS, SOUND, UNDER_TRAINED, Row, parts_of, split, test
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import WORK, folder_of
+from adapters import folder_of, parser_of
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.adapters import moved_to
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
@@ -157,10 +156,7 @@ def measure(work: Path, data: Path, task: str, seed: int, part: str) -> None:
 
 def main() -> None:
     """Collect all that is wanted and not there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with sst2/, rte/, boolq_passage/ ...")
-    parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser = parser_of(__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(CASES), help="(default: all)")
     options = parser.parse_args()
     for seed in options.seeds:

@@ -178,8 +178,8 @@ class Fitted:
             The posterior at them, and what the user should know.
         """
         common = not self.posterior.has_spectrum
-        tuned = tuning.by_held_out(folds, self.precision, score, tune_temperature, common)
-        return self._at(dataclasses.replace(tuned, noise_variance=self.noise), method), tuned.warning
+        tuned = tuning.by_held_out(folds, self.precision, self.noise, score, tune_temperature, common)
+        return self._at(tuned, method), tuned.warning
 
     def held_out(
         self, model: nn.Module, loader: Iterable[Mapping[str, Any]], description: str = "held out"

@@ -1,7 +1,6 @@
 """Choosing prior precision and noise of a fitted posterior: what ``tune_prior`` does, as functions."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 
@@ -109,32 +108,41 @@ def by_evidence(
     scale = noise_variance / config.noise_variance
     scaled = priors.fixed_point(posterior, precision * scale, squared_norms / scale).precision
     warning, raised = None, 1.0
-    if check is None and harmless and fitted.targets is None:
-        warning = (
-            "no training examples are at hand to see what the evidence does to them (they are kept from fit to "
-            "tune_prior, within train_check_bytes), so that 'auto' is the plain evidence here; fit again before tuning."
-        )
-    if check is not None and harmless:
-        gamma = float(posterior.effective_parameters(scaled).sum())
-        if not priors.over_fitted(gamma, check.total, fitted.classes):
-            rule = functools.partial(mean_predictive, config=config)
-            raised = priors.harmless_multiple(posterior, scaled, check, rule)
-    elif check is not None:
-        fit = priors.training_fit(posterior, scaled, check)
-        predictive = mean_predictive(fit.mean, fit.covariance, config)
-        gamma = float(posterior.effective_parameters(scaled).sum())
-        warning = priors.training_warning(predictive, fit.labels, check.total, gamma)
+    if check is None:
+        if harmless and fitted.targets is None:
+            warning = (
+                "no training examples are at hand to see what the evidence does to them (they are kept from fit to "
+                "tune_prior, within train_check_bytes), so that 'auto' is the plain evidence here; fit again before "
+                "tuning."
+            )
+        return Tuned(scaled / scale, noise_variance, warning)
+    gamma = float(posterior.effective_parameters(scaled).sum())
+
+    def at(multiple: float) -> Predictive:
+        fit = priors.training_fit(posterior, scaled * multiple, check)
+        return mean_predictive(fit.mean, fit.covariance, config)
+
+    if not harmless:
+        warning = priors.training_warning(at(1.0), check.labels, check.total, gamma)
+    elif not priors.over_fitted(gamma, check.total, fitted.classes):
+        raised = priors.harmless_multiple(at, check.labels)
     return Tuned(raised * scaled / scale, noise_variance, warning, raised=raised)
 
 
 def by_held_out(
-    folds: Sequence[priors.HeldOut], precision: Tensor, score: Score, tune_temperature: bool, common: bool
+    folds: Sequence[priors.HeldOut],
+    precision: Tensor,
+    noise_variance: float,
+    score: Score,
+    tune_temperature: bool,
+    common: bool,
 ) -> Tuned:
     """Choose precisions and a temperature on held-out data, without any model pass.
 
     Args:
         folds: Held-out examples, of this adapter or of others trained alike.
         precision: (G,) precisions to start from.
+        noise_variance: Noise variance in use, which stays.
         score: What is minimised.
         tune_temperature: Whether the temperature is chosen; 1 if not.
         common: Whether only a common factor on all precisions can be chosen, as ``folds`` are at multiples of them.
@@ -145,7 +153,7 @@ def by_held_out(
     start = torch.ones(1, dtype=torch.float64) if common else precision
     chosen = priors.choose_jointly(folds, start, score, tune_temperature)
     found = precision * chosen.precision if common else chosen.precision
-    return Tuned(found, 1.0, held_out_warning(chosen, sum(map(len, folds))), chosen.temperature)
+    return Tuned(found, noise_variance, held_out_warning(chosen, sum(map(len, folds))), chosen.temperature)
 
 
 def held_out_warning(chosen: priors.JointChoice, examples: int) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 from laplace_lora.adapters import read_saved_adapter
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
-from laplace_lora.commands.readout_choice import NAMES, ReadoutWish
+from laplace_lora.commands.readout_choice import ReadoutWish, short_name
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.commands.train import TrainConfig, train
 from laplace_lora.data import FoldRows, Source
@@ -122,7 +122,7 @@ def _training_of(source: AdapterSource, folder: Path, data: Source, examples: in
         names = training["target_modules"]
         training["target_modules"] = None if names is None else tuple(names)
         wish = settings["readout"]
-        asked = ReadoutWish(_short_name(document), _tuple(wish["answers"]), wish["normalise"])
+        asked = ReadoutWish(short_name(document["readout"]["name"]), _tuple(wish["answers"]), wish["normalise"])
         held_out = settings["validation"]
         base = source.base or read_saved_adapter(folder).config["base_model_name_or_path"]
         config = TrainConfig(
@@ -161,10 +161,6 @@ def _as_far(training: TrainingSettings, folder: Path, examples: int) -> Training
     if folder.parent.name == "checkpoints" and number.isdecimal() and int(number) < total:
         return dataclasses.replace(training, stop_after=int(number) / total)
     return training
-
-
-def _short_name(document: dict[str, Any]) -> str:
-    return next(short for short, long in NAMES.items() if long == document["readout"]["name"])
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:

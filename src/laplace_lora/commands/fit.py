@@ -9,7 +9,7 @@ from laplace_lora.commands.console import Console
 from laplace_lora.commands.cross_fit import CrossFit
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter, require_readable, say_sources
 from laplace_lora.commands.output import check_writable
-from laplace_lora.commands.readout_choice import NAMES, ReadoutWish, refuse_prompts, refuse_unused
+from laplace_lora.commands.readout_choice import ReadoutWish, refuse_prompts, refuse_unused, short_name
 from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource, local_or_hub
 from laplace_lora.commands.tune import PriorWish, say_prior, starting_point
@@ -143,7 +143,7 @@ def _reading(config: FitConfig, folder: Path) -> ReadoutWish:
     asked, saved = config.readout, saved_readout(folder)
     if saved is None:
         return asked
-    name = next(short for short, long in NAMES.items() if long == saved.name)
+    name = short_name(saved.name)
     if asked.name not in (None, name):
         return asked
     if asked.answers is None and asked.normalise is None:

@@ -39,6 +39,21 @@ NAMES = {
 MOST_CHOICES, MOST_CLASSES = len(LETTERS), 10_000
 
 
+def short_name(name: str) -> str:
+    """Return what the command line calls a readout.
+
+    Args:
+        name: Its name as it is saved.
+
+    Returns:
+        One of ``NAMES``.
+
+    Raises:
+        KeyError: There is no such readout.
+    """
+    return {long: short for short, long in NAMES.items()}[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class ReadoutWish:
     """What is asked of a readout.
@@ -84,8 +99,9 @@ def refuse_unused(name: str, kind: ModelKind, wish: ReadoutWish, labels: tuple[s
         ("--labels", labels, name in ("class_logits", "answer_tokens")),
     ):
         if given is not None and not used:
-            short = next(key for key, value in NAMES.items() if value == name)
-            raise LaplaceLoRAError(f"{option} has no use where outputs are read by {short} ({kind}); leave it out.")
+            raise LaplaceLoRAError(
+                f"{option} has no use where outputs are read by {short_name(name)} ({kind}); leave it out."
+            )
 
 
 def refuse_prompts(source: Source | None, name: str, template: str | None) -> None:
@@ -102,8 +118,7 @@ def refuse_prompts(source: Source | None, name: str, template: str | None) -> No
     if not isinstance(source, TaskSplit) or source.prompts is None:
         return
     if name != "answer_tokens":
-        short = next(key for key, value in NAMES.items() if value == name)
-        raise LaplaceLoRAError(f"--prompts has no use where outputs are read by {short}; leave it out.")
+        raise LaplaceLoRAError(f"--prompts has no use where outputs are read by {short_name(name)}; leave it out.")
     if template is not None and template != getattr(source.form("answers"), "template", None):
         raise LaplaceLoRAError(
             "--prompts has no use beside a template that was given or saved with the adapter; leave one of them out."

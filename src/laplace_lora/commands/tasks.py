@@ -8,13 +8,13 @@ from transformers import AutoTokenizer
 
 from laplace_lora.adapters import ModelKind
 from laplace_lora.commands.readout_choice import (
-    NAMES,
     Answered,
     ReadoutWish,
     read_training_data,
     readout_layout,
     refuse_prompts,
     refuse_unused,
+    short_name,
 )
 from laplace_lora.data import Encoder, RowFormat, Source
 from laplace_lora.data.scan import Example
@@ -121,7 +121,7 @@ def _examples(config: ShowConfig, source: TaskSplit) -> Iterator[str]:
         continues=kind == "language_model",
         chat=config.chat,
     )
-    yield f"read by {next(short for short, long in NAMES.items() if long == name)}"
+    yield f"read by {short_name(name)}"
     answers = settled.shown_answers(tokenizer)
     if answers is not None:
         yield f"answer tokens: {answers}"

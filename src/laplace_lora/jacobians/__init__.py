@@ -3,6 +3,14 @@
 from laplace_lora.jacobians.gradients import MatrixGradient, SiteGradient, statistics_dtype
 from laplace_lora.jacobians.head_pass import HeadPass
 from laplace_lora.jacobians.passes import JacobianPass
-from laplace_lora.jacobians.prepared import jacobian_pass
+from laplace_lora.jacobians.prepared import evaluating, jacobian_pass
 
-__all__ = ["HeadPass", "JacobianPass", "MatrixGradient", "SiteGradient", "jacobian_pass", "statistics_dtype"]
+__all__ = [
+    "HeadPass",
+    "JacobianPass",
+    "MatrixGradient",
+    "SiteGradient",
+    "evaluating",
+    "jacobian_pass",
+    "statistics_dtype",
+]

@@ -15,6 +15,26 @@ from laplace_lora.readouts import Readout
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, and leave every module in the mode that it was in.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
 def jacobian_pass(
     model: nn.Module, sites: Sequence[Site], readout: Readout, *, head_only: bool = False
 ) -> Iterator[JacobianPass | HeadPass]:
@@ -31,15 +51,12 @@ def jacobian_pass(
         checkpointing, where it is switched on, stays on.
     """
     runner = (HeadPass if head_only else JacobianPass)(model, sites, readout)
-    training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     handles: list[RemovableHandle] = []
     try:
-        for module in training:
-            module.training = False
         for parameter in trainable:
             parameter.requires_grad_(False)
-        with differentiable(model), recomputing(model):
+        with evaluating(model), differentiable(model), recomputing(model):
             handles += runner.hooks()
             yield runner
     finally:
@@ -48,5 +65,3 @@ def jacobian_pass(
         runner.release()
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module in training:
-            module.training = True

@@ -5,17 +5,17 @@ the same Gaussian and averages their probabilities. It is a baseline and no rule
 every draw takes a forward pass of the model over the data, where a rule needs the Gaussian logits alone.
 """
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from laplace_lora.adapters import moved_to
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation import Probabilities
+from laplace_lora.jacobians import evaluating
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.readouts import split_labels
 
@@ -49,7 +49,7 @@ def weight_sampling(la: LaplaceLoRA, loader: Iterable[Mapping[str, Any]], sample
     states = la.sample(samples, seed)
     device = next(la.model.parameters()).device
     parts = []
-    with _evaluating(la.model):
+    with evaluating(la.model):
         for batch in loader:
             rows = la.readout.rows(*split_labels(batch, device))
             mean: Tensor | None = None
@@ -63,16 +63,3 @@ def weight_sampling(la: LaplaceLoRA, loader: Iterable[Mapping[str, Any]], sample
         raise LaplaceLoRAError("there are no examples to predict; check the data loader.")
     widest = max(part.values.shape[1] for part in parts)
     return Probabilities(np.concatenate([part.widened(widest).values for part in parts]))
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for a while, and leave every module in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True

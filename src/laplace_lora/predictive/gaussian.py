@@ -44,6 +44,19 @@ def centred(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     return mean - mean.mean(dim=1, keepdim=True), covariance - covariance.mean(dim=2, keepdim=True)
 
 
+def principal_axes(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Decompose covariances, whose variances of zero come out as rounding, which a root would magnify.
+
+    Args:
+        covariance: (B, K, K), positive semi-definite but for rounding.
+
+    Returns:
+        (B, K) variances in ascending order, 0 where they are rounding, and (B, K, K) axes as columns.
+    """
+    variances, axes = torch.linalg.eigh(0.5 * (covariance + covariance.mT))
+    return torch.where(variances > 1e-12 * variances[:, -1:], variances, 0.0), axes
+
+
 def root_of(covariance: Tensor) -> Tensor:
     """Return the symmetric roots of covariances, which exist at any rank and do not depend on a choice of axes.
 
@@ -53,7 +66,5 @@ def root_of(covariance: Tensor) -> Tensor:
     Returns:
         (B, K, K) symmetric R with R R = covariance.
     """
-    variances, axes = torch.linalg.eigh(0.5 * (covariance + covariance.mT))
-    # A variance of zero comes out as rounding, which its root would magnify.
-    variances = torch.where(variances > 1e-12 * variances[:, -1:], variances, 0.0)
+    variances, axes = principal_axes(covariance)
     return (axes * variances.sqrt()[:, None, :]) @ axes.mT

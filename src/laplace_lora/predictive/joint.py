@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from laplace_lora.predictive.gaussian import centred, principal_axes
+
 _SOBOL_SEED = 0
 # Largest number of elements of one temporary tensor.
 _CHUNK = 2**20
@@ -25,11 +27,7 @@ def joint_integrals(mean: Tensor, covariance: Tensor, nodes: int) -> tuple[Tenso
     """
     examples, classes = mean.shape
     # Without the common shift, which would take the best coordinate for nothing.
-    centred = covariance - covariance.mean(dim=1, keepdim=True)
-    centred = centred - centred.mean(dim=2, keepdim=True)
-    variances, axes = torch.linalg.eigh(0.5 * (centred + centred.mT))
-    # A variance of zero comes out as rounding, which its root would magnify.
-    variances = torch.where(variances > 1e-12 * variances[:, -1:], variances, 0.0)
+    variances, axes = principal_axes(centred(mean, covariance)[1])
     root = (axes * variances.sqrt()[:, None, :]).flip(2)[:, :, : classes - 1]
     probabilities, entropies = torch.zeros_like(mean), torch.zeros_like(mean)
     # A generator of its own: torch's global one is left alone.

@@ -11,6 +11,7 @@ from laplace_lora.curvature import TrainCheckExamples
 from laplace_lora.likelihoods import contrast_basis
 from laplace_lora.posterior import Posterior
 from laplace_lora.predictive import Predictive
+from laplace_lora.prior.held_out import negative_log_likelihood
 from laplace_lora.prior.validation import mean_nll
 
 # How much worse the tuned predictive may be on the training data before the check speaks up.
@@ -20,7 +21,7 @@ ACCURACY_MARGIN = 0.03
 # adapter, held-out data lose what training data lose (docs/tuning.md).
 HARMLESS = 0.01
 # Multiples of the precisions that are tried, a quarter of a decade apart.
-RAISED = tuple((10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)).tolist())
+_RAISED = tuple((10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)).tolist())
 # An over-fitted adapter loses training likelihood too, and rightly. What tells it from a sound one is how many
 # weights the data determined: fitting labels by heart takes nearly log K nats per example. Adapters with more
 # effective parameters than this share of N log K were over-fitted in the trials (docs/tuning.md).
@@ -119,35 +120,26 @@ def over_fitted(effective_parameters: float, total: int, classes: int) -> bool:
     return effective_parameters > OVERFITTED_SHARE * total * math.log(classes)
 
 
-def harmless_multiple(
-    posterior: Posterior,
-    precision: Tensor,
-    examples: TrainCheckExamples,
-    predictive: Callable[[Tensor, Tensor], Predictive],
-) -> float:
+def harmless_multiple(at: Callable[[float], Predictive], labels: Tensor) -> float:
     """Raise precisions until the training data lose no more than 0.01 nats of the trained adapter's likelihood.
 
     Args:
-        posterior: The likelihood part.
-        precision: (G,) precisions at the evidence's maximum.
-        examples: What ``fit`` kept.
-        predictive: Gaussian logits to probabilities.
+        at: The predictive of training examples at a multiple of the evidence's precisions.
+        labels: (n,) their labels.
 
     Returns:
         The least of the multiples 1, 1.78, 3.16, ... that does; 10^6 if none does.
     """
-    low, high = 0, len(RAISED) - 1
+    low, high = 0, len(_RAISED) - 1
     while low < high:  # the loss falls as the precision rises, towards the trained adapter's
         middle = (low + high) // 2
-        fit = training_fit(posterior, precision * RAISED[middle], examples)
-        found = predictive(fit.mean, fit.covariance)
-        if mean_nll(found, fit.labels) <= _map_nll(found, fit.labels) + HARMLESS:
+        found = at(_RAISED[middle])
+        if mean_nll(found, labels) <= _map_nll(found, labels) + HARMLESS:
             high = middle
         else:
             low = middle + 1
-    return RAISED[low]
+    return _RAISED[low]
 
 
 def _map_nll(predictive: Predictive, labels: Tensor) -> float:
-    chosen = predictive.map_probabilities.gather(1, labels[:, None])
-    return float(-chosen.clamp(min=1e-300).log().mean())
+    return float(negative_log_likelihood(predictive.map_probabilities, labels))

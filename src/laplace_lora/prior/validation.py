@@ -12,6 +12,7 @@ from torch import Tensor
 from laplace_lora.errors import MemoryLimitError, UnsupportedInputError
 from laplace_lora.likelihoods import Likelihood
 from laplace_lora.predictive import Predictive
+from laplace_lora.prior.held_out import negative_log_likelihood
 
 # A quarter decade apart: the NLL is flat on that scale.
 SCALES = torch.logspace(-4, 8, 49, dtype=torch.float64)
@@ -101,5 +102,4 @@ def mean_nll(predictive: Predictive, labels: Tensor) -> float:
     Returns:
         The mean, in nats.
     """
-    chosen = predictive.probabilities.gather(1, labels[:, None])
-    return float(-chosen.clamp(min=1e-300).log().mean())
+    return float(negative_log_likelihood(predictive.probabilities, labels))
