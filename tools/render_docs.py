@@ -68,6 +68,9 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tuning.tuning_figures,
         tuning.tuning_harm,
         tuning.tuning_few,
+        tuning.tuning_refit,
+        tuning.tuning_refit_ece,
+        costs.grid_search,
     )
 }
 

@@ -6,10 +6,11 @@ Several run side by side, with one thread each. What is there is not trained aga
 import argparse
 import concurrent.futures
 import json
+import shutil
 import time
 from pathlib import Path
 
-from cases import BATCH_SIZE, CASES, parts_of, split, training_rows
+from cases import BATCH_SIZE, CASES, PARTS, parts_of, split, training_rows
 from common import RESULTS, run_verb
 
 from laplace_lora.demo.encoder import encoder_folder
@@ -24,7 +25,21 @@ def parser_of(description: str | None, needs_data: bool = True) -> argparse.Argu
         parser.add_argument("--data-dir", type=Path, required=True, help="folder with sst2/, rte/, boolq_passage/ ...")
     parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    if needs_data:
+        parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
+        parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the data (default: all)")
     return parser
+
+
+def runs_of(options: argparse.Namespace) -> list[tuple[str, int, str]]:
+    """Return the cases, seeds and parts that are wanted, seed by seed; first the parts that every case needs."""
+    return [
+        (case, seed, part)
+        for seed in options.seeds
+        for part in PARTS
+        for case in options.cases
+        if part in options.parts and part in parts_of(case)
+    ]
 
 
 def folder_of(work: Path, task: str, seed: int, part: str) -> Path:
@@ -32,11 +47,17 @@ def folder_of(work: Path, task: str, seed: int, part: str) -> Path:
     return work / task / f"seed{seed}" / part
 
 
+def is_trained(folder: Path) -> bool:
+    """Say whether a run has ended."""
+    return (folder / "adapter" / "adapter_config.json").exists()
+
+
 def train(work: Path, data: Path, task: str, seed: int, part: str) -> float:
     """Train one adapter; return the seconds it took, 0 if it was there."""
     case, folder = CASES[task], folder_of(work, task, seed, part)
-    if (folder / "adapter").exists():
+    if is_trained(folder):
         return 0.0
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # of a training that was killed
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "MiniLM").exists():
         (folder / "MiniLM").symlink_to(encoder_folder())
@@ -59,15 +80,12 @@ def train(work: Path, data: Path, task: str, seed: int, part: str) -> float:
 def main() -> None:
     """Train all that is wanted and not there, seed by seed."""
     parser = parser_of(__doc__)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), help="(default: all)")
     parser.add_argument("--processes", type=int, default=2, help="side by side (default: 2)")
     options = parser.parse_args()
-    runs = [(task, seed, part) for seed in options.seeds for task in options.cases for part in parts_of(task)]
-    # The parts that every task needs come first.
-    runs.sort(key=lambda run: (run[1], run[2].startswith("fold")))
     with concurrent.futures.ThreadPoolExecutor(options.processes) as pool:
         waiting = {
-            pool.submit(train, options.work_dir.resolve(), options.data_dir.resolve(), *run): run for run in runs
+            pool.submit(train, options.work_dir.resolve(), options.data_dir.resolve(), *run): run
+            for run in runs_of(options)
         }
         for done in concurrent.futures.as_completed(waiting):
             if done.result():

@@ -1,7 +1,8 @@
 """Every way of calibrating the quality benchmark's adapters, on test examples, from what spectra.py has collected.
 
 No model is run. ``temperature (80 %)`` is the simple rival: an adapter trained on 80 % of the examples, a temperature
-chosen on the rest. ``validation (80 %)`` has the same adapter; everything else has that of all examples.
+chosen on the rest. ``validation (80 %)`` has the same adapter; everything else has that of all examples. Two are bounds
+and no ways: a temperature alone, and a precision with it, chosen on the test examples themselves.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ CHECKPOINTS = ("under-trained", "sound", "interpolating")
 #: Ways of tuning by the evidence: prior groups, and what the prior is centred on.
 EVIDENCE = (("global", "zero"), ("role", "zero"), ("matrix", "zero"), ("global", "start"), ("role", "start"))
 RIVAL = "temperature (80 %)"
+#: Chosen on the very test examples: bounds that nobody can have.
+TOLD = "chosen on test"
 SUBSETS, SUBSET_SIZE = 50, 40
 RESAMPLES = 10_000
 
@@ -114,6 +117,9 @@ def methods_of(
         raised = whole.harmless(precision)
         chosen = {"precision": (raised * precision).tolist(), "raised": raised}
         found[f"auto, {centre}"] = (predicted(whole.held_out("test", "global"), raised * precision), chosen)
+    temperature = fit_temperature(whole.logits("test"), whole.labels("test"))
+    found[f"temperature, {TOLD}"] = (whole.logits("test").softmax(temperature), {"temperature": temperature})
+    found |= {f"both, {TOLD}": both for both in _jointly("", whole, [whole], ("global",), "test").values()}
     if most is not None:
         temperature = fit_temperature(most.logits("held"), most.labels("held"))
         found[RIVAL] = (most.logits("test").softmax(temperature), {"temperature": temperature})
@@ -128,11 +134,11 @@ def methods_of(
 
 
 def _jointly(
-    name: str, tested: Collected, asked: list[Collected], kinds: tuple[str, ...]
+    name: str, tested: Collected, asked: list[Collected], kinds: tuple[str, ...], asked_of: str = "held"
 ) -> dict[str, tuple[Any, Any]]:
     found = {}
     for groups in kinds:
-        held_out = [one.held_out("held", groups) for one in asked]
+        held_out = [one.held_out(asked_of, groups) for one in asked]
         start = torch.ones(held_out[0].spectrum.table.shape[0], dtype=torch.float64)  # type: ignore[attr-defined]
         chosen = choose_jointly(held_out, start)
         said = {"precision": chosen.precision.tolist(), "temperature": chosen.temperature}

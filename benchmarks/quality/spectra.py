@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import CASES, PARTS, SOUND, UNDER_TRAINED, Row, parts_of, split, test_rows, training_rows
+from cases import CASES, SOUND, UNDER_TRAINED, Row, split, test_rows, training_rows
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import folder_of, parser_of
+from adapters import folder_of, is_trained, parser_of, runs_of
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.adapters import moved_to
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
@@ -126,7 +126,7 @@ def collect(opened: Opened, run: Path, sets: dict[str, list[Row]]) -> tuple[dict
 def measure(work: Path, data: Path, task: str, seed: int, part: str) -> None:
     """Collect the statistics of a run's three checkpoints, or of those that are not there."""
     case, run = CASES[task], folder_of(work, task, seed, part)
-    if not (run / "adapter").exists():
+    if not is_trained(run):
         return
     kept, out = split(training_rows(data, case, seed), case, part)
     whole = folder_of(work, task, seed, "all")
@@ -156,13 +156,9 @@ def measure(work: Path, data: Path, task: str, seed: int, part: str) -> None:
 
 def main() -> None:
     """Collect all that is wanted and not there."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--tasks", nargs="+", default=list(CASES), help="(default: all)")
-    options = parser.parse_args()
-    for seed in options.seeds:
-        for part in PARTS:
-            for task in (task for task in options.tasks if part in parts_of(task)):
-                measure(options.work_dir.resolve(), options.data_dir.resolve(), task, seed, part)
+    options = parser_of(__doc__).parse_args()
+    for run in runs_of(options):
+        measure(options.work_dir.resolve(), options.data_dir.resolve(), *run)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,35 @@ def checkpointing() -> str:
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 
+def grid_search() -> str:
+    """laplace-torch's grid search beside the spectrum."""
+    document = load("grid_search")
+    rows = []
+    for result in document["results"]:
+        theirs, ours, values = result["laplace_torch"], result["ours"], result["values"]
+        rows.append(
+            [
+                str(result["classes"]),
+                f"{theirs['seconds'] / values:.1f}",
+                f"{1e3 * ours['seconds'] / values:.1f}",
+                f"{result['a_value_of_theirs_over_one_of_ours']:,.0f}",
+                f"{ours['seconds_of_the_pass'] + ours['seconds_of_precision_and_temperature']:.1f}",
+                f"{theirs['seconds']:.0f}",
+            ]
+        )
+    head = [
+        "K",
+        "laplace-torch: one precision, s",
+        "ours: one precision, ms",
+        "their one over our one",
+        "ours: the pass, and precision and temperature chosen, s",
+        f"laplace-torch: {document['results'][0]['values']} precisions, s",
+    ]
+    case = document["results"][0]
+    where = f"llama_30m, {case['validation_examples']} held-out texts of {case['tokens']} tokens, one thread."
+    return f"{table(head, rows)}\n\n{where}\n\nMade by {origin(document)}"
+
+
 def spectrum() -> str:
     """What a value of the prior costs from the spectrum, beside a pass for every value."""
     document = load("spectrum")
