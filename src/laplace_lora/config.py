@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
 
-Structure = Literal["kron", "kron_svd", "diag", "exact", "last_layer"]
+Structure = Literal["kron", "kron_svd", "diag", "exact", "low_rank", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "role", "module", "matrix"]
@@ -17,8 +17,8 @@ TunedBy = Literal["auto", "evidence", "validation", "cross_fit"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 
-#: Directions that wide Kronecker factors are kept by, by structure.
-FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64}
+#: Directions that wide Kronecker factors, or with ``low_rank`` all weights together, are kept by.
+FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64, "low_rank": 200}
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
 
@@ -40,8 +40,9 @@ class LaplaceConfig:
         structure: Shape of the posterior. ``kron``: one Kronecker factor pair per LoRA matrix, matrices
             independent. ``kron_svd``: the same with the paper's own low-rank factors, a running singular value
             decomposition, for comparison. ``diag``: all weights independent. ``exact``: the full generalised
-            Gauss-Newton matrix (GGN) over all matrices jointly, in dual form. ``last_layer``: ``kron`` over the
-            classification head only, without any backward pass.
+            Gauss-Newton matrix (GGN) over all matrices jointly, in dual form. ``low_rank``: ``factor_rank`` directions
+            of it, all matrices together, and the rest of its diagonal. ``last_layer``: ``kron`` over the classification
+            head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
@@ -52,7 +53,8 @@ class LaplaceConfig:
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
             ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or cut off
             (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large as the
-            widest. 64 if not given, 10 with ``kron_svd``, as in the paper.
+            widest. 64 if not given, 10 with ``kron_svd``, as in the paper. With ``low_rank`` the number of directions
+            for all weights together, 200 if not given: exact up to as many rows N (K-1).
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
         prior_groups: Which matrices share a prior precision: ``global`` (one), ``role`` (one each for all lora_A, all
@@ -123,8 +125,8 @@ class LaplaceConfig:
                 raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
         if self.factor_rank is not None and self.structure not in FACTOR_RANKS:
             raise LaplaceLoRAError(
-                f"factor_rank={self.factor_rank} is for Kronecker factors, and structure={self.structure!r} has none; "
-                f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
+                f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has no "
+                f"such parts; leave it out, or use one of {', '.join(FACTOR_RANKS)}."
             )
         if self.factor_rank is not None:
             whole = isinstance(self.factor_rank, int) and not isinstance(self.factor_rank, bool)
@@ -160,7 +162,7 @@ class LaplaceConfig:
             return "mc"
         if readout in ("option_scores", "pairwise_reward"):  # one backward pass serves all rows
             return "exact"
-        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "kron_svd", "diag")
+        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "kron_svd", "diag", "low_rank")
         return "rademacher" if one_pass else "exact"
 
     def to_dict(self) -> dict[str, Any]:

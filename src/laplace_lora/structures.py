@@ -10,11 +10,18 @@ from laplace_lora.curvature import (
     Curvature,
     DiagonalCurvature,
     KroneckerCurvature,
+    LowRankCurvature,
     RowCurvature,
     TruncatedKroneckerCurvature,
 )
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.posterior import DiagonalPosterior, ExactPosterior, KroneckerPosterior, Posterior
+from laplace_lora.posterior import (
+    DiagonalPosterior,
+    ExactPosterior,
+    KroneckerPosterior,
+    LowRankPosterior,
+    Posterior,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ STRUCTURES: dict[Structure, StructureParts] = {
     "kron_svd": StructureParts(TruncatedKroneckerCurvature, KroneckerPosterior),
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
+    "low_rank": StructureParts(LowRankCurvature, LowRankPosterior),
     "last_layer": StructureParts(KroneckerCurvature, KroneckerPosterior, last_layer=True),
 }
 

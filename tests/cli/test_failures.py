@@ -162,7 +162,7 @@ def test_gradients_that_overflow(shop: Folders) -> None:
         (["--prior", "nan"], "positive number"),
         (["--prior", "much"], "not known"),
         (["--prior", "validation"], "--validation"),
-        (["--structure", "cube"], "choose one of kron, kron_svd, diag, exact, last_layer"),
+        (["--structure", "cube"], "choose one of kron, kron_svd, diag, exact, low_rank, last_layer"),
         (["--fisher", "none"], "choose one of"),
         (["--prior-groups", "layer"], "choose one of"),
         (["--predictive", "simpson"], "choose one of integral, probit, laplace_bridge, mc"),

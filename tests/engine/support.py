@@ -18,11 +18,12 @@ CASES = [
     ("kron", "reduce"),
     ("diag", "fitted"),
     ("exact", "fitted"),
+    ("low_rank", "fitted"),
     ("last_layer", "fitted"),
     ("last_layer", "expand"),
     ("last_layer", "reduce"),
 ]
-STRUCTURES = ["kron", "diag", "exact", "last_layer"]
+STRUCTURES = ["kron", "diag", "exact", "low_rank", "last_layer"]
 
 # Changes to a tiny model that put LoRA on other kinds of layer: name -> (model, settings).
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {

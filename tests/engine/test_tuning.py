@@ -31,7 +31,10 @@ def _start(model: peft.PeftModel) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"structure": "exact"}, {"structure": "diag"}, {"structure": "last_layer"}])
+STRUCTURES = ("kron", "exact", "diag", "low_rank", "last_layer")
+
+
+@pytest.mark.parametrize("options", [{"structure": name} for name in STRUCTURES])
 def test_validation_is_no_worse_than_any_prior_and_temperature_that_is_recomputed(options: dict[str, Any]) -> None:
     """The model is run again at every point of a grid; what is minimised is N NLL and the weak prior."""
     model, train, _ = setting()

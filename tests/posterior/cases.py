@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from laplace_lora.config import KroneckerApproximation, LaplaceConfig
+from laplace_lora.config import FACTOR_RANKS, KroneckerApproximation, LaplaceConfig
 from laplace_lora.curvature import Curvature, KroneckerCurvature
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.matrices import MatrixShape
@@ -35,6 +35,8 @@ def _cases() -> list[LaplaceConfig]:
     for name, parts in STRUCTURES.items():
         if not issubclass(parts.curvature, KroneckerCurvature):
             found.append(LaplaceConfig(structure=name))
+            if name in FACTOR_RANKS:  # fewer directions than the data have
+                found.append(LaplaceConfig(structure=name, factor_rank=3))
             continue
         if name != "kron_svd":
             found += [LaplaceConfig(structure=name, kfac=rule) for rule in get_args(KroneckerApproximation)]

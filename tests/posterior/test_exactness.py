@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature.sketch import random_basis
+from laplace_lora.errors import MemoryLimitError
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.likelihoods import Categorical, Gaussian, Likelihood
 from laplace_lora.matrices import MatrixShape
+from laplace_lora.posterior import Posterior
 from laplace_lora.structures import STRUCTURES
 from posterior.cases import close, dense_likelihood
 
@@ -140,3 +143,43 @@ def test_exact_is_the_sum_of_outer_products_across_matrices() -> None:
         curvature.update(gradient, weights[:, gradient.row])
     posterior = STRUCTURES["exact"].posterior.from_statistics(shapes, curvature.finalise(), curvature.dtype)
     close(dense_likelihood(posterior, torch.ones(2, dtype=torch.float64)), stacked.T @ stacked, 1e-11)
+
+
+def _rows(parts: str, config: LaplaceConfig) -> tuple[Posterior, Tensor]:
+    """Fold one case into a structure; return its posterior, and the full GGN of the case."""
+    shapes, gradients, weights = _case(5, 4, 3, Categorical(), nonlinear=True, bias=True)
+    found = []
+    for structure, settings in ((parts, config), ("exact", LaplaceConfig(structure="exact"))):
+        curvature = STRUCTURES[structure].curvature(shapes, settings)
+        for gradient in gradients:
+            curvature.update(gradient, weights[:, gradient.row])
+        found.append(STRUCTURES[structure].posterior.from_statistics(shapes, curvature.finalise(), curvature.dtype))
+    return found[0], dense_likelihood(found[1], torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rank", [10, 15, 200])
+def test_low_rank_is_the_full_ggn_where_it_has_as_many_directions_as_the_data(rank: int) -> None:
+    """Five examples of three classes: ten rows."""
+    posterior, exact = _rows("low_rank", LaplaceConfig(structure="low_rank", factor_rank=rank))
+    assert posterior.tensors()["first.factor"].shape == (15, 10)
+    close(dense_likelihood(posterior, torch.ones(2, dtype=torch.float64)), exact, 1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 9])
+def test_low_rank_is_nystroms_approximation_and_the_rest_of_the_diagonal(rank: int) -> None:
+    posterior, exact = _rows("low_rank", LaplaceConfig(structure="low_rank", factor_rank=rank))
+    omega = random_basis(len(exact), rank, torch.float64, "cpu")
+    products = exact @ omega
+    expected = products @ torch.linalg.inv(omega.T @ products) @ products.T
+    expected += (exact - expected).diagonal().diag()
+    found = dense_likelihood(posterior, torch.ones(2, dtype=torch.float64))
+    close(found, expected, 1e-9)
+    close(found.diagonal(), exact.diagonal(), 1e-9)
+
+
+def test_low_rank_refuses_more_memory_than_allowed_and_says_how_much() -> None:
+    config = LaplaceConfig(structure="low_rank", memory_limit_bytes=1_000)
+    curvature = STRUCTURES["low_rank"].curvature((MatrixShape("first", "first", 3, 4),), config)
+    # 12 weights: 12 directions, and one sum of squares each.
+    with pytest.raises(MemoryLimitError, match=r"needs 1824 bytes for 12 directions of 12 weights; the limit is 1000"):
+        curvature.check_memory(2, None)

@@ -39,13 +39,16 @@ def fit(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
-    structure: Annotated[str, typer.Option(help="Posterior: kron, kron_svd, diag, exact or last_layer.")] = "kron",
+    structure: Annotated[
+        str, typer.Option(help="Posterior: kron, kron_svd, diag, exact, low_rank or last_layer.")
+    ] = "kron",
     factor_rank: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Directions by which Kronecker factors wider than twice as many (kron_svd: than as many) are kept; "
-            "narrower ones are exact.  [default: 64; 10 with kron_svd]",
+            "narrower ones are exact. With low_rank, directions of all weights together.  [default: 64; 10 with "
+            "kron_svd; 200 with low_rank]",
         ),
     ] = None,
     fisher: Annotated[

@@ -5,6 +5,7 @@ from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
 from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
+from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.curvature.rows import RowCurvature
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 
@@ -13,6 +14,7 @@ __all__ = [
     "DiagonalCurvature",
     "FitResult",
     "KroneckerCurvature",
+    "LowRankCurvature",
     "RowCurvature",
     "TrainCheck",
     "TrainCheckExamples",
