@@ -1,7 +1,7 @@
 """What a posterior is to be: one frozen object for the API, the command line and the saved files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
@@ -62,6 +62,10 @@ class LaplaceConfig:
             matrix, A and B apart).
         include_modules_to_save: Whether modules trained in full beside the adapter (PEFT's
             ``modules_to_save``) belong to the posterior; if not they stay at their trained values.
+        target_modules: Names of adapted modules, or their ends, that the posterior covers, as in PEFT's ``LoraConfig``:
+            ``("query", "classifier")``. All if not given; the rest stays at its trained values.
+        layers_to_transform: Positions of the layers that it covers, also as there; negative ones count from the end:
+            ``(-2, -1)`` are the top two, below which the backward pass stops. What is in no layer, as a head, is kept.
         likelihood: ``categorical`` (softmax over K logits) or ``gaussian`` (K real outputs).
         noise_variance: Observation noise of the Gaussian likelihood, in squared units of the output.
         predictive: How the softmax is averaged over the Gaussian logits of classes (real outputs have none).
@@ -87,6 +91,8 @@ class LaplaceConfig:
     prior_precision: float | Mapping[str, float] = 1.0
     prior_groups: PriorGroups = "global"
     include_modules_to_save: bool = True
+    target_modules: tuple[str, ...] | None = None
+    layers_to_transform: tuple[int, ...] | None = None
     likelihood: LikelihoodName = "categorical"
     noise_variance: float = 1.0
     predictive: PredictiveRule = "integral"
@@ -123,6 +129,8 @@ class LaplaceConfig:
         for name, least in (("integration_points", 64), ("memory_limit_bytes", 0), ("train_check_bytes", 0)):
             if getattr(self, name) < least:
                 raise LaplaceLoRAError(f"{name}={getattr(self, name)} is too small; give at least {least}.")
+        self._check_selection("target_modules", str)
+        self._check_selection("layers_to_transform", int)
         if self.factor_rank is not None and self.structure not in FACTOR_RANKS:
             raise LaplaceLoRAError(
                 f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has no "
@@ -134,6 +142,17 @@ class LaplaceConfig:
                 raise LaplaceLoRAError(
                     f"factor_rank={self.factor_rank!r} is no number of directions; give an int >= 1."
                 )
+
+    def _check_selection(self, name: str, kind: type) -> None:
+        """Make a tuple of names or positions, as JSON knows lists only; refuse anything else."""
+        values = getattr(self, name)
+        if values is None:
+            return
+        listed = isinstance(values, Sequence) and not isinstance(values, str)
+        if not listed or not values or not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+            what = "names of modules" if kind is str else "positions of layers"
+            raise LaplaceLoRAError(f"{name}={values!r} is no list of {what}; give one, or leave it out for all.")
+        object.__setattr__(self, name, tuple(values))
 
     @property
     def sketch_rank(self) -> int:

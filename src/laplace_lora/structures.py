@@ -4,7 +4,7 @@ import dataclasses
 
 from torch import Tensor
 
-from laplace_lora.adapters import AdapterSites, with_rows
+from laplace_lora.adapters import AdapterSites, select_sites, with_rows
 from laplace_lora.config import LaplaceConfig, Structure
 from laplace_lora.curvature import (
     Curvature,
@@ -50,20 +50,21 @@ STRUCTURES: dict[Structure, StructureParts] = {
 
 
 def choose_sites(adapter: AdapterSites, config: LaplaceConfig) -> AdapterSites:
-    """Keep all sites, or for ``last_layer`` those of the head; the rest is held at MAP.
+    """Keep the sites that are named, all if none is, and of these for ``last_layer`` the head; the rest is held at MAP.
 
     The head is the last layer trained in full or, where there is none, the LoRA on the output embeddings.
 
     Args:
         adapter: All sites.
-        config: Says the structure.
+        config: Says the structure, and names modules and layers.
 
     Returns:
         The sites that the posterior covers.
 
     Raises:
-        LaplaceLoRAError: ``last_layer`` is wanted and no head is trained.
+        LaplaceLoRAError: ``last_layer`` is wanted and no head is trained, or what is named is not there.
     """
+    adapter = select_sites(adapter, config.target_modules, config.layers_to_transform)
     if config.structure != "last_layer":
         return adapter
     head = [site for site in adapter.sites if site.trained_in_full][-1:]

@@ -114,6 +114,17 @@ def test_every_structure_from_fit_to_info(
     assert len(_predictions(out)) == 12
 
 
+def test_some_layers_from_fit_to_info(folders: Folders, adapter: Path, tmp_path: Path) -> None:
+    chosen = ["--target-modules", "query,classifier", "--layers-to-transform", "-1"]
+    fit = run("fit", "--adapter", adapter, "--data", folders.train, "--out", tmp_path / "a", *chosen)
+    assert fit.exit_code == 0, fit.stderr
+    info = run("info", tmp_path / "a").stdout
+    held = next(line for line in info.splitlines() if "held at their trained values" in line)
+    assert "layer.0.attention.self.query" in held
+    assert "layer.1.attention.self.query" not in held
+    assert "value" in held
+
+
 @pytest.mark.parametrize("rule", ["integral", "probit", "laplace_bridge", "mc"])
 def test_every_rule_from_fit_to_predict(rule: str, folders: Folders, adapter: Path, tmp_path: Path) -> None:
     """The rule is stored with the posterior, and predictions follow it."""

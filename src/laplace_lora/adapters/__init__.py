@@ -6,6 +6,7 @@ from laplace_lora.adapters.files import SavedAdapter, read_saved_adapter
 from laplace_lora.adapters.fingerprint import Fingerprint, fingerprint
 from laplace_lora.adapters.kinds import FACTORIES, ModelKind
 from laplace_lora.adapters.loading import empty_model, load_model, unfilled_keys
+from laplace_lora.adapters.selection import select_sites
 from laplace_lora.adapters.site import Site, with_rows
 from laplace_lora.adapters.weights import adapter_state_dict, moved_to, perturbed_state_dicts
 
@@ -26,6 +27,7 @@ __all__ = [
     "output_embeddings",
     "perturbed_state_dicts",
     "read_saved_adapter",
+    "select_sites",
     "task_type",
     "unfilled_keys",
     "with_rows",

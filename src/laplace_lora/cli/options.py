@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from laplace_lora.errors import LaplaceLoRAError
+
 Adapter = Annotated[str, typer.Option(help="Folder or hub id of the LoRA adapter.", metavar="DIR")]
 Base = Annotated[
     str | None,
@@ -116,6 +118,24 @@ def source(text: str | None, default: str | None, data_dir: Path | None, prompts
     from laplace_lora.commands.sources import open_source  # --help must not wait for torch
 
     return None if text is None else open_source(text, default, data_dir, prompts)
+
+
+def split_positions(positions: str | None) -> tuple[int, ...] | None:
+    """Split a list of whole numbers at its commas.
+
+    Args:
+        positions: ``0,1,-1``, or None.
+
+    Returns:
+        The numbers, or None.
+
+    Raises:
+        LaplaceLoRAError: A part is no whole number.
+    """
+    try:
+        return None if positions is None else tuple(int(part) for part in positions.split(","))
+    except ValueError as error:
+        raise LaplaceLoRAError(f"{positions!r} is no list of whole numbers; write 0,1 or -2,-1.") from error
 
 
 def split_names(labels: str | None) -> tuple[str, ...] | None:

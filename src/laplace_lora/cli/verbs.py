@@ -51,6 +51,21 @@ def fit(
             "kron_svd; 200 with low_rank]",
         ),
     ] = None,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(
+            help="Modules of the adapter that the posterior covers; the rest stays as trained: query,classifier.  "
+            "[default: all]",
+            metavar="A,B,C",
+        ),
+    ] = None,
+    layers_to_transform: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers that it covers, -1 the last; the backward pass stops below the lowest: -2,-1.  [default: all]",
+            metavar="I,J,K",
+        ),
+    ] = None,
     fisher: Annotated[
         str,
         typer.Option(
@@ -109,6 +124,8 @@ def fit(
         # LaplaceConfig refuses what it does not know, in the same words as in Python.
         choices: dict[str, Any] = {"structure": structure, "fisher": fisher, "prior_groups": prior_groups}
         choices["predictive"] = predictive
+        choices["target_modules"] = options.split_names(target_modules)
+        choices["layers_to_transform"] = options.split_positions(layers_to_transform)
         laplace = LaplaceConfig(**choices, factor_rank=factor_rank, seed=seed)
         commands.fit(
             commands.FitConfig(

@@ -168,6 +168,8 @@ def checked_config(values: Mapping[str, Any]) -> LaplaceConfig:
             check = _is_precision
         if field.name == "factor_rank":
             check = _is_rank
+        if field.name in ("target_modules", "layers_to_transform"):
+            continue  # from_dict says what is wrong with them
         if not check(value) or (field.name == "integration_points" and value > MOST_POINTS):
             raise PosteriorFileError(_malformed(f"config.{field.name}"))
     try:
