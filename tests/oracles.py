@@ -314,8 +314,8 @@ def dense_posterior(
         model: The PEFT model, with trainable adapter.
         examples: The training data.
         structure: ``exact`` (all blocks jointly; ``low_rank`` equals it where the data have no more rows than it has
-            directions, and is taken for it here), ``block`` (exact within each block), ``diag``, ``kron``, or
-            ``last_layer`` (``kron`` on the head alone).
+            directions, and is taken for it here), ``block`` (exact within each block), ``diag``, ``isotropic``,
+            ``kron``, or ``last_layer`` (``kron`` on the head alone).
         kfac: The rule of the Kronecker factors.
         include_head: Whether fully trained layers belong to it.
         noise_variance: Of a Gaussian likelihood; None for the categorical.
@@ -334,6 +334,9 @@ def dense_posterior(
             likelihood = block_diagonal(likelihood, [len(value) for value in values])
         elif structure == "diag":
             likelihood = torch.diag(likelihood.diagonal())
+        elif structure == "isotropic":
+            means = [part.mean().expand(len(part)) for part in likelihood.diagonal().split([len(v) for v in values])]
+            likelihood = torch.diag(torch.cat(means))
     total = 0.0
     for example in examples:
         if "labels" in example:

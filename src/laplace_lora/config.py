@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
 
-Structure = Literal["kron", "kron_svd", "diag", "exact", "low_rank", "last_layer"]
+Structure = Literal["kron", "kron_svd", "diag", "exact", "low_rank", "isotropic", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "role", "module", "matrix"]
@@ -39,10 +39,10 @@ class LaplaceConfig:
     Attributes:
         structure: Shape of the posterior. ``kron``: one Kronecker factor pair per LoRA matrix, matrices
             independent. ``kron_svd``: the same with the paper's own low-rank factors, a running singular value
-            decomposition, for comparison. ``diag``: all weights independent. ``exact``: the full generalised
-            Gauss-Newton matrix (GGN) over all matrices jointly, in dual form. ``low_rank``: ``factor_rank`` directions
-            of it, all matrices together, and the rest of its diagonal. ``last_layer``: ``kron`` over the classification
-            head only, without any backward pass.
+            decomposition, for comparison. ``diag``: all weights independent. ``isotropic``: one variance for all
+            weights of a matrix. ``exact``: the full generalised Gauss-Newton matrix (GGN) over all matrices jointly,
+            in dual form. ``low_rank``: ``factor_rank`` directions of it, all matrices together, and the rest of its
+            diagonal. ``last_layer``: ``kron`` over the classification head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
@@ -181,7 +181,13 @@ class LaplaceConfig:
             return "mc"
         if readout in ("option_scores", "pairwise_reward"):  # one backward pass serves all rows
             return "exact"
-        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in ("kron", "kron_svd", "diag", "low_rank")
+        one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in (
+            "kron",
+            "kron_svd",
+            "diag",
+            "low_rank",
+            "isotropic",
+        )
         return "rademacher" if one_pass else "exact"
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from laplace_lora.config import LaplaceConfig, Structure
 from laplace_lora.curvature import (
     Curvature,
     DiagonalCurvature,
+    IsotropicCurvature,
     KroneckerCurvature,
     LowRankCurvature,
     RowCurvature,
@@ -18,6 +19,7 @@ from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.posterior import (
     DiagonalPosterior,
     ExactPosterior,
+    IsotropicPosterior,
     KroneckerPosterior,
     LowRankPosterior,
     Posterior,
@@ -45,6 +47,7 @@ STRUCTURES: dict[Structure, StructureParts] = {
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
     "low_rank": StructureParts(LowRankCurvature, LowRankPosterior),
+    "isotropic": StructureParts(IsotropicCurvature, IsotropicPosterior),
     "last_layer": StructureParts(KroneckerCurvature, KroneckerPosterior, last_layer=True),
 }
 

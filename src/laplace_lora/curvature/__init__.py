@@ -4,6 +4,7 @@ from laplace_lora.curvature.base import Curvature, require_finite_statistics
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
+from laplace_lora.curvature.isotropic import IsotropicCurvature
 from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
 from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.curvature.rows import RowCurvature
@@ -13,6 +14,7 @@ __all__ = [
     "Curvature",
     "DiagonalCurvature",
     "FitResult",
+    "IsotropicCurvature",
     "KroneckerCurvature",
     "LowRankCurvature",
     "RowCurvature",

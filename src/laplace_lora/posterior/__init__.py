@@ -3,6 +3,7 @@
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior
 from laplace_lora.posterior.diagonal import DiagonalPosterior
 from laplace_lora.posterior.exact import ExactPosterior
+from laplace_lora.posterior.isotropic import IsotropicPosterior
 from laplace_lora.posterior.kronecker import KroneckerPosterior
 from laplace_lora.posterior.low_rank import LowRankPosterior
 from laplace_lora.posterior.spectrum import Grid, Spectrum
@@ -12,6 +13,7 @@ __all__ = [
     "DiagonalPosterior",
     "ExactPosterior",
     "Grid",
+    "IsotropicPosterior",
     "KroneckerPosterior",
     "LowRankPosterior",
     "Posterior",
