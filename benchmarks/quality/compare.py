@@ -5,7 +5,9 @@ chosen on the rest. ``validation (80 %)`` has the same adapter; everything else 
 and no ways: a temperature alone, and a precision with it, chosen on the test examples themselves.
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -225,16 +227,24 @@ def measure(work: Path, name: str, seed: int, checkpoint: str) -> dict[str, Any]
 
 def main() -> None:
     """Compare on every adapter whose statistics are there."""
-    options = parser_of(__doc__, needs_data=False).parse_args()
-    results = []
-    for name in CASES:
-        for seed in options.seeds:
-            for checkpoint in CHECKPOINTS:
-                found = measure(options.work_dir.resolve(), name, seed, checkpoint)
-                if found is not None:
-                    results.append(found)
-                    print(name, seed, checkpoint, flush=True)
-    write_results("quality", results, show=False)
+    parser = parser_of(__doc__, needs_data=False)
+    parser.add_argument("--processes", type=int, default=2, help="side by side, of one thread each (default: 2)")
+    options = parser.parse_args()
+    adapters = itertools.product([options.work_dir.resolve()], CASES, options.seeds, CHECKPOINTS)
+    with concurrent.futures.ProcessPoolExecutor(options.processes, initializer=_one_thread) as pool:
+        found = [result for result in pool.map(_measured, adapters) if result is not None]
+    write_results("quality", found, show=False)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _measured(adapter: tuple[Path, str, int, str]) -> dict[str, Any] | None:
+    result = measure(*adapter)
+    if result is not None:
+        print(*adapter[1:], flush=True)
+    return result
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import scipy.optimize
 import torch
 from cases import CASES, CROSS_FITTED, FOLDS
 from common import write_results
-from compare import CHECKPOINTS, figures, paired
+from compare import CHECKPOINTS, Collected, figures, paired
 from dual_model import DualModel, Fit
 from torch import Tensor
 
 from adapters import folder_of, parser_of
 from laplace_lora.evaluation import Probabilities, metrics
+from laplace_lora.methods import fit_temperature
 from laplace_lora.predictive import of_options
 
 #: One precision for all, in 1 / weight^2.
@@ -124,12 +125,18 @@ def measure(work: Path, name: str, seed: int, checkpoint: str) -> dict[str, Any]
         ways |= cross_fitted(DualModel(folder("all"), "start"), [DualModel(part, "start") for part in parts])
     labels = model.test_labels.numpy()
     trained = Probabilities(model.trained_test.softmax(dim=1).numpy())
+    most = Collected.of(folder("most"))
+    if most is not None:
+        temperature = fit_temperature(most.logits("held"), most.labels("held"))
+        rival = metrics.log_losses(most.logits("test").softmax(temperature), labels)
     results: dict[str, Any] = {"map": figures(trained, labels)}
     for key, (values, chosen) in ways.items():
         probabilities = Probabilities(values.numpy())
         losses = metrics.log_losses(probabilities, labels), metrics.log_losses(trained, labels)
         hits = metrics.correct(trained, labels), metrics.correct(probabilities, labels)
         more = {"nll_over_map": paired(*losses), "accuracy_lost": paired(*hits), "chosen": chosen}
+        if most is not None:
+            more["nll_over_rival"] = paired(losses[0], rival)
         results[key] = {**figures(probabilities, labels), **more}
     return {
         "case": name,
