@@ -175,6 +175,22 @@ def evaluate(
     base: options.Base = None,
     revision: options.Revision = None,
     batch_size: options.BatchSize = 16,
+    target_risk: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of wrong answers that is allowed: chooses a confidence above which to answer, with its bound, "
+            "and saves it with the posterior, for predict to mark abstentions: 0.05.",
+            metavar="SHARE",
+        ),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability with which a set of classes is to hold the right one: chooses what is in such sets "
+            "(split conformal), and saves it with the posterior, for predict to name them: 0.9.",
+            metavar="PROBABILITY",
+        ),
+    ] = None,
     samples: Annotated[
         int | None,
         typer.Option(min=1, help="Adapters drawn to average tokens' probabilities over; next-token.  [default: 8]"),
@@ -200,6 +216,8 @@ def evaluate(
                 tuple(options.source(name, options.EVALUATION, data_dir) for name in ood or ()),
                 batch_size,
                 samples,
+                target_risk,
+                coverage,
             ),
             console,
         )

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from laplace_lora.commands.console import Console
+from laplace_lora.commands.decisions import require_place
 from laplace_lora.commands.evaluate_classes import evaluate_classes
 from laplace_lora.commands.evaluate_real import evaluate_real
 from laplace_lora.commands.evaluate_texts import evaluate_texts
@@ -40,6 +41,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
     Returns:
         The figures.
     """
+    require_place(config)
     ready = Prepared.of(config, console)
     likelihood = ready.la.readout.likelihood
     _refuse_unused(config, likelihood)
@@ -56,7 +58,13 @@ def evaluate(config: EvaluateConfig, console: Console) -> Evaluation:
 def _refuse_unused(config: EvaluateConfig, likelihood: str) -> None:
     if config.samples is not None and likelihood != "tokens":
         raise LaplaceLoRAError("--samples is for the tokens of texts (next-token); leave it out.")
-    for option, value in (("--validation", config.validation), ("--ood", config.ood or None)):
+    options = {
+        "--validation": config.validation,
+        "--ood": config.ood or None,
+        "--target-risk": config.target_risk,
+        "--coverage": config.coverage,
+    }
+    for option, value in options.items():
         if value is not None and likelihood in ("gaussian", "tokens"):
             raise LaplaceLoRAError(
                 f"{option} is for predictions of classes, which this adapter does not make; leave it out."

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from laplace_lora.commands.decisions import Decisions
 from laplace_lora.commands.evaluate_outside import Outside, evaluate_outside, require_different, scan_outside
 from laplace_lora.commands.inputs import warn_of_cuts
 from laplace_lora.commands.methods import labels_of, methods_of, outputs_of
@@ -71,9 +72,13 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     outside = {data.file.name: evaluate_outside(ready, data, inside, methods, temperature) for data in others}
     warn_of_cuts(ready.encoder, ready.console)
     comparison = compare(methods, labels)
-    found = ClassFigures(ready, validation, inside, methods, labels, comparison, outside, temperature, seconds)
+    decisions = Decisions.choose(config, methods["laplace"], labels)
+    found = ClassFigures(
+        ready, validation, inside, methods, labels, comparison, outside, temperature, seconds, decisions
+    )
     with whole_files(config.out) as folder:
         found.write(folder)
+    decisions.save(config, ready.data, ready.console)
     return found
 
 
@@ -91,6 +96,7 @@ class ClassFigures:
         outside: The same on data of other kinds, by name.
         temperature: Of temperature scaling, or None.
         seconds: What took how long.
+        decisions: Rules for acting on the confidence.
     """
 
     ready: Prepared
@@ -102,6 +108,7 @@ class ClassFigures:
     outside: dict[str, Outside]
     temperature: float | None
     seconds: dict[str, float]
+    decisions: Decisions
 
     @property
     def ood(self) -> dict[str, OutOfDistribution]:
@@ -120,6 +127,7 @@ class ClassFigures:
         parts = [verdict(self.comparison), terminal_table(self.comparison)]
         if self.outside:
             parts.append(terminal_side_by_side(self.lines))
+        parts += self.decisions.texts
         return "\n\n".join(parts)
 
     def write(self, folder: Path) -> None:
@@ -128,7 +136,7 @@ class ClassFigures:
         Args:
             folder: Where to.
         """
-        more: dict[str, Any] = {"temperature": self.temperature}
+        more: dict[str, Any] = {"temperature": self.temperature, **self.decisions.to_dict()}
         if self.validation is not None:
             more["validation"] = origin(self.validation)
         if self.outside:
@@ -163,6 +171,7 @@ class ClassFigures:
         more = []
         if self.validation is not None:
             more.append(("Temperature", f"{self.temperature:.3f}, chosen on {self.validation.described}"))
+        more += [("Rule", text) for text in self.decisions.texts]
         more += [("Other data", found.data.file.described) for found in self.outside.values()]
         write_report(
             path,

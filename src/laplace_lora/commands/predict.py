@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from laplace_lora.commands.console import Console
+from laplace_lora.commands.decisions import Followed
 from laplace_lora.commands.inputs import OpenAdapter, say_sources, warn_of_cuts
 from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.prepared import open_posterior
@@ -96,14 +97,19 @@ def predict(config: PredictConfig, console: Console) -> int:
         )
         if config.top_k is None and passes > MOST_CLASSES_EXACT_FISHER:
             console.say("hint", f"--top-k 5 would take 4 backward passes per batch instead of {passes}")
+        classes = not isinstance(readout, Scalar | NextToken)
+        folder = config.posterior or config.source.adapter
+        rules = Followed.of(folder, console, config.top_k is not None) if classes else Followed()
+        names = opened.shown_names if readout.name == "pairwise_reward" else opened.label_names
         neglected = 0.0
         with _written(config.out) as out, out.open("w", encoding="utf-8") as file:
             for batch in tqdm(batches, desc="predict", unit="batch", disable=not console.progress):
                 predictive = la.predict(batch, config.top_k, readout)
                 require_numbers(predictive)
                 neglected += float(predictive.neglected_mass.sum())
-                for record in _records(predictive, opened, la, batch, config.top_k is not None):
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                found = _records(predictive, opened, la, batch, config.top_k is not None)
+                for record, mark in zip(found, rules.mark(predictive, names), strict=True):
+                    file.write(json.dumps({**record, **mark}, ensure_ascii=False) + "\n")
     if config.top_k is not None:
         mean = neglected / len(data)
         console.say(

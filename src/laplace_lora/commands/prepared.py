@@ -40,6 +40,8 @@ class EvaluateConfig:
         ood: Data of other kinds, to be told apart by their uncertainty and, where labelled, predicted.
         batch_size: Rows per forward pass.
         samples: Adapters drawn from the posterior, whose probabilities of tokens are averaged; 8 if None.
+        target_risk: Share of wrong answers that is allowed, to choose a confidence above which to answer; or None.
+        coverage: Probability with which sets of classes are to hold the right one, to choose what is in them; or None.
     """
 
     source: AdapterSource
@@ -50,6 +52,8 @@ class EvaluateConfig:
     ood: tuple[Source, ...] = ()
     batch_size: int = 16
     samples: int | None = None
+    target_risk: float | None = None
+    coverage: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,10 @@ from laplace_lora.persistence.files import CONFIG_NAME, TENSORS_NAME
 TRAINING_NAME = "training_config.json"
 #: The adapter before its first step, under the keys of its weights; ``train`` writes it.
 STARTING_POINT_NAME = "starting_point.safetensors"
+#: Rules for acting on a posterior's confidence; ``evaluate`` writes it.
+DECISIONS_NAME = "decisions.json"
 
-_POSTERIOR_FILES = (CONFIG_NAME, TENSORS_NAME)
+_POSTERIOR_FILES = (CONFIG_NAME, TENSORS_NAME, DECISIONS_NAME)
 # Never the pickled formats.
 _ADAPTER_FILES = (
     "adapter_config.json",
@@ -30,10 +32,10 @@ _ADAPTER_FILES = (
 
 
 def resolve_directory(source: str | Path) -> Path:
-    """Return the folder that holds a posterior's two files.
+    """Return the folder that holds a posterior's files.
 
     Args:
-        source: A folder, or the id of a hub repository (``owner/name``), whose two files are downloaded
+        source: A folder, or the id of a hub repository (``owner/name``), whose files are downloaded
             into the hub's cache.
 
     Returns:
