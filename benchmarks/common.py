@@ -140,6 +140,16 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     return seconds
 
 
+def median_seconds(work: Callable[[], Any], repeats: int) -> float:
+    """Time one call several times; return the median."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
 def paired_ratio(seconds: Mapping[str, list[float]], name: str, over: str) -> dict[str, float]:
     """Return the median of the pairs' ratios, and their quartiles."""
     ratios = [a / b for a, b in zip(seconds[name], seconds[over], strict=True)]

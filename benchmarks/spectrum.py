@@ -5,13 +5,10 @@ process, one after the other, several times; ratios are of medians.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import llama_30m, minilm, write_results
+from common import llama_30m, median_seconds, minilm, write_results
 from torch import Tensor
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
@@ -40,16 +37,6 @@ def batches(examples: int, classes: int, seed: int) -> list[dict[str, Tensor]]:
     return found
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median time."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def measure(name: str, classes: int, structure: str, examples: int, repeats: int) -> dict[str, Any]:
     """Time one pass at one prior, the pass that collects the spectrum, one prior from it, and the whole choice."""
     model = MODELS[name](classes)
@@ -68,10 +55,10 @@ def measure(name: str, classes: int, structure: str, examples: int, repeats: int
 
     chosen = choose_jointly([held_out], state.precision)
     one_pass, collecting, one_value, whole = (
-        seconds(again, repeats),
-        seconds(lambda: state.held_out(model, loader), repeats),
-        seconds(cached, 3 * repeats),
-        seconds(lambda: choose_jointly([held_out], state.precision), repeats),
+        median_seconds(again, repeats),
+        median_seconds(lambda: state.held_out(model, loader), repeats),
+        median_seconds(cached, 3 * repeats),
+        median_seconds(lambda: choose_jointly([held_out], state.precision), repeats),
     )
     result: dict[str, Any] = {
         "model": name,

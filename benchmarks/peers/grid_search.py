@@ -6,18 +6,16 @@ after the other, with the same number of threads; see compare.py for the model a
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from case import BATCH_SIZE, TRAIN_BATCHES, read_case, read_model, write_case
-from common import write_results
+from common import median_seconds, write_results
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.prior import choose_jointly, score
@@ -53,21 +51,12 @@ def ours(folder: Path, classes: int, values: int, repeats: int) -> dict[str, Any
 
     return {
         "seconds_of_the_pass": collecting,
-        "seconds": _median_seconds(search, repeats),
+        "seconds": median_seconds(search, repeats),
         "nll": search(),
-        "seconds_of_precision_and_temperature": _median_seconds(
+        "seconds_of_precision_and_temperature": median_seconds(
             lambda: choose_jointly([held_out], state.precision), repeats
         ),
     }
-
-
-def _median_seconds(work: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main() -> None:
