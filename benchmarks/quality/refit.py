@@ -23,11 +23,11 @@ from laplace_lora.methods import fit_temperature
 from laplace_lora.predictive import of_options
 
 #: One precision for all, in 1 / weight^2.
-PRECISIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-4, 9))
-TEMPERATURES = tuple(2.0 ** (exponent / 4) for exponent in range(-4, 13))
+PRECISIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-6, 11))
+TEMPERATURES = tuple(2.0 ** (exponent / 2) for exponent in range(-4, 13))
 #: Beyond this many rows, precisions of roles take too long.
 MOST_ROWS = 300
-CHECKED = 5
+CHECKED = 20
 
 
 def scored(fits: Iterable[Fit], by: Callable[[Fit], float]) -> int:

@@ -95,7 +95,27 @@ def test_a_damaged_file_is_refused(damage: str, decided: Path, tmp_path: Path, d
     (decided / "decisions.json").write_text(damage)
     line = error_line(run("predict", "--adapter", decided, "--data", data, "--out", tmp_path / "p.jsonl"))
     assert "decisions.json" in line
+    assert "evaluate --target-risk" in line
     assert not (tmp_path / "p.jsonl").exists()
+    # What is advised mends it.
+    again = _evaluate(decided, data, tmp_path / "again", *RULES)
+    assert "was damaged, and is written anew" in again.stderr
+    assert run("predict", "--adapter", decided, "--data", data, "--out", tmp_path / "p.jsonl").exit_code == 0
+
+
+def test_rows_of_the_training_choose_nothing(fitted: Path, folders: Folders, tmp_path: Path) -> None:
+    options = ["--adapter", fitted, "--data", folders.train, "--out", tmp_path / "out", "--target-risk", "0.5"]
+    result = run("evaluate", *options)
+    assert result.exit_code == 1
+    assert "24 of the rows" in result.stderr
+    assert "promises too much; give other rows." in result.stderr
+    assert not (fitted / "decisions.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_validation_choose_nothing(fitted: Path, tmp_path: Path, data: Path) -> None:
+    options = ["--data", data, "--validation", data, "--out", tmp_path / "out", "--coverage", "0.9"]
+    assert "--validation names the same ones" in error_line(run("evaluate", "--adapter", fitted, *options))
 
 
 @pytest.mark.parametrize("options", [("--target-risk", "1"), ("--target-risk", "-0.1"), ("--coverage", "0")])

@@ -165,7 +165,7 @@ def test_gradients_that_overflow(shop: Folders) -> None:
         (["--structure", "cube"], "choose one of kron, kron_svd, diag, exact, low_rank, isotropic, last_layer"),
         (["--fisher", "none"], "choose one of"),
         (["--target-modules", "gate"], "no trained module is named 'gate'"),
-        (["--layers-to-transform", "7"], "and no layer 7"),
+        (["--layers-to-transform", "7"], "the adapter has no layer 7; it has 0"),
         (["--layers-to-transform", "top"], "'top' is no list of whole numbers; write 0,1 or -2,-1"),
         (["--prior-groups", "layer"], "choose one of"),
         (["--predictive", "simpson"], "choose one of integral, probit, laplace_bridge, mc"),

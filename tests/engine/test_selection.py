@@ -11,6 +11,7 @@ import oracles
 from engine.counting import Passes, counted_model
 from engine.support import close, fitted, setting
 from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
+from laplace_lora.adapters import AdapterSites, Site, select_sites
 from tiny_models import MODELS, Batch, collate, random_examples
 
 #: Settings, and what the modules' names that they leave hold.
@@ -108,14 +109,66 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
             r"no trained module is named 'gate'; .* has classifier, query, value\.",
         ),
         ({"target_modules": ["uery"]}, r"no trained module is named 'uery'"),
-        ({"layers_to_transform": [2]}, r"the adapter has 2 layers, and no layer 2; give positions from 0 to 1"),
-        ({"layers_to_transform": [-3]}, r"no layer -3; .* or from -2 to -1\."),
+        ({"layers_to_transform": [2]}, r"the adapter has no layer 2; it has 0, 1, and negative"),
+        ({"layers_to_transform": [-3]}, r"no layer -3; it has 0, 1, and negative positions count from the last\."),
         ({"target_modules": ["query"], "structure": "last_layer"}, r"structure='last_layer' needs a trained head"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(LaplaceLoRAError, match=message):
         LaplaceLoRA(setting()[0], LaplaceConfig(**settings))
+
+
+def _site(module: str, trained_in_full: bool = False) -> Site:
+    weight = torch.nn.Parameter(torch.zeros(1, 1))
+    return Site(f"{module}.weight", module, (), weight, trained_in_full=trained_in_full)
+
+
+ODD = AdapterSites(
+    "default",
+    (
+        _site("base_model.model.enc.layer.1.query"),
+        _site("base_model.model.enc.layer.2.query"),
+        _site("base_model.model.enc.layer.2.dense"),
+        _site("base_model.model.classifier.0", trained_in_full=True),
+        _site("base_model.model.classifier.3.dense", trained_in_full=True),
+    ),
+    (),
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "left"),
+    [
+        (None, [1], [0, 3, 4]),
+        (None, [-1], [1, 2, 3, 4]),
+        (["classifier"], None, [3, 4]),
+        (["query", "classifier"], [2], [1, 3, 4]),
+        (["dense"], None, [2, 4]),
+        (["classifier.0"], None, [3]),
+    ],
+)
+def test_heads_of_several_layers_and_layers_without_an_adapter(
+    names: list[str] | None, layers: list[int] | None, left: list[int]
+) -> None:
+    found = select_sites(ODD, names, layers)
+    assert found.sites == tuple(ODD.sites[i] for i in left)
+    assert found.held_at_map == tuple(site.name for i, site in enumerate(ODD.sites) if i not in left)
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "message"),
+    [
+        (None, [0], r"the adapter has no layer 0; it has 1, 2, and"),
+        (["dense"], [1], r"the adapter has no layer 1 with dense; it has 2, and"),
+        (["nothing"], None, r"the adapter has classifier\.0, classifier\.3\.dense, dense, query\."),
+    ],
+)
+def test_layers_that_carry_no_adapter_are_refused(
+    names: list[str] | None, layers: list[int] | None, message: str
+) -> None:
+    with pytest.raises(LaplaceLoRAError, match=message):
+        select_sites(ODD, names, layers)
 
 
 @pytest.mark.parametrize(

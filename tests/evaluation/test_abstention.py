@@ -90,7 +90,7 @@ def test_where_nothing_keeps_the_risk() -> None:
 def test_what_is_said() -> None:
     generator = np.random.default_rng(3)
     found = choose_threshold(*_draw(generator, None, "calibrated"), target_risk=0.2)
-    assert f"Answer above confidence {found.threshold:.4f}: {100 * found.coverage:.1f} % of these rows" in found.text
+    assert f"Answer above confidence {found.threshold:.6g}: {100 * found.coverage:.1f} % of these rows" in found.text
     assert f"with 95 % confidence at most {100 * found.bound:.1f} % of new ones." in found.text
     assert set(found.to_dict()) == {"target_risk", "threshold", "coverage", "risk", "bound", "failure", "examples"}
 

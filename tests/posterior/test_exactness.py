@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from laplace_lora.config import LaplaceConfig
-from laplace_lora.curvature.sketch import random_basis
+from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.errors import MemoryLimitError
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.likelihoods import Categorical, Gaussian, Likelihood
@@ -167,8 +167,10 @@ def test_low_rank_is_the_full_ggn_where_it_has_as_many_directions_as_the_data(ra
 
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_low_rank_is_nystroms_approximation_and_the_rest_of_the_diagonal(rank: int) -> None:
-    posterior, exact = _rows("low_rank", LaplaceConfig(structure="low_rank", factor_rank=rank))
-    omega = random_basis(len(exact), rank, torch.float64, "cpu")
+    config = LaplaceConfig(structure="low_rank", factor_rank=rank)
+    posterior, exact = _rows("low_rank", config)
+    omega = torch.cat(LowRankCurvature(posterior.shapes, config)._basis_like(exact))
+    close(omega.T @ omega, torch.eye(rank, dtype=torch.float64), 1e-12)
     products = exact @ omega
     expected = products @ torch.linalg.inv(omega.T @ products) @ products.T
     expected += (exact - expected).diagonal().diag()
@@ -180,6 +182,6 @@ def test_low_rank_is_nystroms_approximation_and_the_rest_of_the_diagonal(rank: i
 def test_low_rank_refuses_more_memory_than_allowed_and_says_how_much() -> None:
     config = LaplaceConfig(structure="low_rank", memory_limit_bytes=1_000)
     curvature = STRUCTURES["low_rank"].curvature((MatrixShape("first", "first", 3, 4),), config)
-    # 12 weights: 12 directions, and one sum of squares each.
-    with pytest.raises(MemoryLimitError, match=r"needs 1824 bytes for 12 directions of 12 weights; the limit is 1000"):
+    # 12 weights, 12 directions: 16 bytes for each pair and each weight, and float64 copies of the largest matrix.
+    with pytest.raises(MemoryLimitError, match=r"needs 5952 bytes for 12 directions of 12 weights; the limit is 1000"):
         curvature.check_memory(2, None)

@@ -177,6 +177,8 @@ def posterior(
         ggn = torch.block_diag(*(torch.kron(*pair) for pair in factors))
     elif structure == "diag":
         ggn = torch.diag(ggn.diagonal())
+    elif structure == "isotropic":
+        ggn = torch.diag(torch.cat([part.mean().expand(len(part)) for part in ggn.diagonal().split(list(sizes))]))
     return DensePosterior(tuple(among), sizes, ggn, torch.cat(values), total)
 
 

@@ -11,7 +11,7 @@ from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.prepared import EvaluateConfig, origin, write_json
 from laplace_lora.commands.settings import local_or_hub
 from laplace_lora.data import DataFile
-from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.errors import LaplaceLoRAError, PosteriorFileError
 from laplace_lora.evaluation.abstention import Abstention, choose_threshold
 from laplace_lora.evaluation.conformal import PredictionSets, choose_sets, prediction_sets
 from laplace_lora.evaluation.metrics import IntArray
@@ -32,6 +32,10 @@ def require_place(config: EvaluateConfig) -> None:
     for option, value in (("--target-risk", config.target_risk), ("--coverage", config.coverage)):
         if value is not None and not 0.0 < value < 1.0:
             raise LaplaceLoRAError(f"{option} {value:g} is no share; give a number above 0 and below 1, such as 0.05.")
+        if value is not None and config.validation is not None and str(config.validation) == str(config.data):
+            raise LaplaceLoRAError(
+                f"{option} needs rows that nothing was chosen on, and --validation names the same ones; give others."
+            )
         if value is not None:
             folder = _folder_of(config)
             if not folder.is_dir():
@@ -59,18 +63,29 @@ class Decisions:
     sets: PredictionSets | None = None
 
     @classmethod
-    def choose(cls, config: EvaluateConfig, probabilities: Probabilities, labels: IntArray) -> "Decisions":
+    def choose(
+        cls, config: EvaluateConfig, probabilities: Probabilities, labels: IntArray, seen_in_fit: int
+    ) -> "Decisions":
         """Choose what the settings ask for.
 
         Args:
             config: Settings.
             probabilities: The posterior's.
             labels: Of the same rows.
+            seen_in_fit: How many of the rows the posterior was fitted to.
 
         Returns:
             The rules.
+
+        Raises:
+            LaplaceLoRAError: Rules are asked for, and rows were in the training data.
         """
         risk, coverage = config.target_risk, config.coverage
+        if seen_in_fit and (risk is not None or coverage is not None):
+            raise LaplaceLoRAError(
+                f"{seen_in_fit} of the rows in {config.data} were in the posterior's training data, and a rule that is "
+                "chosen on them promises too much; give other rows."
+            )
         return cls(
             None if risk is None else choose_threshold(probabilities, labels, risk),
             None if coverage is None else choose_sets(probabilities, labels, coverage),
@@ -98,8 +113,12 @@ class Decisions:
         if not chosen:
             return
         folder = _folder_of(config)
-        before = read_decisions(folder) or {}
         path = folder / DECISIONS_NAME
+        try:
+            before = read_decisions(folder) or {}
+        except PosteriorFileError:
+            console.warn(f"{path} was damaged, and is written anew with what was chosen now.")
+            before = {}
         with whole_file(path) as staged:
             write_json(staged, decisions_document(folder, {**before, **chosen}))
         console.say("decisions", f"predict follows {path}", path=str(path))

@@ -60,7 +60,7 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     warn_of_shared_rows(ready.console, config.data, config.validation, "the temperature is chosen on what is evaluated")
     validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")
     others = [scan_outside(ready, source) for source in config.ood]
-    inside, seconds = ready.evaluated()
+    inside, seconds, seen = ready.evaluated()
     temperature = None
     if validation is not None:
         start = time.perf_counter()
@@ -72,7 +72,7 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     outside = {data.file.name: evaluate_outside(ready, data, inside, methods, temperature) for data in others}
     warn_of_cuts(ready.encoder, ready.console)
     comparison = compare(methods, labels)
-    decisions = Decisions.choose(config, methods["laplace"], labels)
+    decisions = Decisions.choose(config, methods["laplace"], labels, seen)
     found = ClassFigures(
         ready, validation, inside, methods, labels, comparison, outside, temperature, seconds, decisions
     )

@@ -35,7 +35,7 @@ def evaluate_real(ready: Prepared) -> tuple[Figures, str]:
             "the posterior was fitted without labels, so that the trained adapter's own noise is not known; fit it "
             "again with labels."
         )
-    predictive, seconds = ready.evaluated()
+    predictive, seconds, _ = ready.evaluated()
     targets = np.array([float(example.label or 0.0) for example in ready.data])
     mean = predictive.mean[:, 0].numpy()
     assert la.noise_variance is not None

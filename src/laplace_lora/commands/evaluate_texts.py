@@ -41,7 +41,7 @@ def evaluate_texts(ready: Prepared) -> tuple[Figures, str]:
         The figures, and a table for a terminal.
     """
     la, config = ready.la, ready.config
-    predictive, seconds = ready.evaluated()
+    predictive, seconds, _ = ready.evaluated()
     start = time.perf_counter()
     count = config.samples or SAMPLES
     states = la.sample(count, seed=la.config.seed)

@@ -126,18 +126,18 @@ class Prepared:
             parts.append(dataclasses.replace(part, covariance=kept))
         return concatenate(parts)
 
-    def evaluated(self) -> tuple[Predictive, dict[str, float]]:
+    def evaluated(self) -> tuple[Predictive, dict[str, float], int]:
         """Predict the data, and say so if they were in the posterior's training data.
 
         Returns:
-            All examples, and what took how long.
+            All examples, what took how long, and how many were in the training data.
         """
         start = time.perf_counter()
         batches = Watched(self.batches, self.la)
         predictive = self.predict(batches, "evaluate")
         seconds = {"predict": time.perf_counter() - start}
         batches.warn(self.console, self.config.data, "every figure flatters")
-        return predictive, seconds
+        return predictive, seconds, batches.seen
 
     def document(self, figures: Mapping[str, Any], seconds: Mapping[str, float], **more: Any) -> dict[str, Any]:
         """Return what metrics.json holds.

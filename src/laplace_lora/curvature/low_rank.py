@@ -1,9 +1,10 @@
 """A sketch of the whole GGN, all weight matrices together: curvature between modules at the price of K-FAC's pass.
 
 Of F = Phi^T Phi (P x P) only Y = F Omega, Omega in R^(P x m) random, orthonormal and always the same, and the diagonal
-are accumulated. At the end Nystrom's approximation W W^T <= F (:func:`laplace_lora.curvature.sketch.nystrom`) and what
-it misses of the diagonal, D = diag(F - W W^T) >= 0, make F ~ W W^T + D: equal to F where its rank is at most m, and of
-the same diagonal everywhere. Sums throughout, so that batches and parts of a data set may come in any order.
+are accumulated. At the end Nystrom's approximation W W^T = Y (Omega^T Y)^-1 Y^T <= F, stabilised by a shift as in
+:mod:`laplace_lora.curvature.sketch`, and what it misses of the diagonal, D = diag(F - W W^T) >= 0, make F ~ W W^T + D:
+equal to F where its rank is at most m, and of the same diagonal everywhere. Sums throughout, so that batches and parts
+of a data set may come in any order.
 """
 
 from collections.abc import Sequence
@@ -13,17 +14,21 @@ from torch import Tensor
 
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature.base import Curvature, add_sums, require_finite_sums
-from laplace_lora.curvature.sketch import nystrom, random_basis
-from laplace_lora.errors import MemoryLimitError
+from laplace_lora.errors import LaplaceLoRAError, MemoryLimitError
 from laplace_lora.jacobians import MatrixGradient, statistics_dtype
 from laplace_lora.matrices import MatrixShape
 
 # What is below so many rounding units is nothing.
 _ROUNDING = 32.0
+_SEED = 20_000_003
 
 
 class LowRankCurvature(Curvature):
-    """Y and the diagonal, 8 P (m + 1) bytes; Omega, 4 P m in float32; and a row of a batch's Jacobians, 4 B P."""
+    """Y and the diagonal, 8 P (m + 1) bytes; Omega, 4 P m in float32, and at the end as much again for W.
+
+    A row of a batch's Jacobians, 4 B P bytes, is held until all matrices have handed theirs on: all rows of a batch,
+    where every option of an example has inputs of its own.
+    """
 
     def __init__(self, shapes: Sequence[MatrixShape], config: LaplaceConfig) -> None:
         """Start empty; see :class:`Curvature`."""
@@ -32,15 +37,18 @@ class LowRankCurvature(Curvature):
         self.rank = min(config.sketch_rank, self.weights)
         self.products: list[Tensor | None] = [None] * len(self.shapes)
         self.squares: list[Tensor | None] = [None] * len(self.shapes)
-        self._row: dict[int, Tensor] = {}
+        self._rows: dict[int, dict[int, Tensor]] = {}
+        self._basis: list[Tensor] = []
 
     def check_memory(self, rows_per_example: int, examples: int | None) -> None:
         """See :meth:`Curvature.check_memory`.
 
         Raises:
-            MemoryLimitError: Sums and Omega would exceed ``memory_limit_bytes``.
+            MemoryLimitError: What is held at the end would exceed ``memory_limit_bytes``.
         """
-        needed = self.weights * (8 * (self.rank + 1) + 4 * self.rank)
+        largest = max(shape.size for shape in self.shapes)
+        # Y, Omega and W; the diagonal; and float64 copies of one matrix's rows of them.
+        needed = 16 * self.weights * self.rank + 16 * self.weights + 24 * largest * self.rank
         if needed > self.config.memory_limit_bytes:
             raise MemoryLimitError(
                 f"structure='low_rank' needs {needed} bytes for {self.rank} directions of {self.weights} weights; the "
@@ -52,29 +60,43 @@ class LowRankCurvature(Curvature):
         """See :meth:`Curvature.update`: a row is folded in when all matrices have handed theirs on."""
         jacobian = gradient.jacobian()
         self.dtype = jacobian.dtype
-        self._row[gradient.index] = (jacobian * weights.to(jacobian)[:, None, None]).flatten(start_dim=1)
-        if len(self._row) == len(self.shapes):
-            self._fold()
+        row = self._rows.setdefault(gradient.row, {})
+        row[gradient.index] = (jacobian * weights.to(jacobian)[:, None, None]).flatten(start_dim=1)
+        if len(row) == len(self.shapes):
+            self._fold(self._rows.pop(gradient.row))
 
-    def _fold(self) -> None:
-        basis = self._basis(self._row[0])
-        images = sum(self._row[index] @ part for index, part in enumerate(basis))
+    def _fold(self, row: dict[int, Tensor]) -> None:
+        basis = self._basis_like(row[0])
+        images = sum(row[index] @ part for index, part in enumerate(basis))
         assert isinstance(images, Tensor)
-        for index, row in self._row.items():
-            add_sums(self.products, self._at(index, (row.mT @ images).double()))
-            add_sums(self.squares, self._at(index, row.double().square().sum(dim=0)))
-        self._row.clear()
+        for index, jacobian in row.items():
+            parts = (
+                (self.products, (jacobian.mT @ images).double()),
+                (self.squares, jacobian.double().square().sum(0)),
+            )
+            for sums, part in parts:
+                held = sums[index]
+                sums[index] = part if held is None else held.add_(part)
 
-    def _at(self, index: int, value: Tensor) -> list[Tensor | None]:
-        return [value if position == index else None for position in range(len(self.shapes))]
+    def _basis_like(self, like: Tensor) -> list[Tensor]:
+        """Return Omega, by matrix: Gaussian numbers, made orthonormal by the Cholesky factor of their Gram matrix."""
+        if not self._basis or self._basis[0].dtype != like.dtype or self._basis[0].device != like.device:
+            drawn = [self._gaussian(index) for index in range(len(self.shapes))]
+            root = torch.linalg.cholesky(_gram(drawn, drawn))
+            for index, part in enumerate(drawn):
+                drawn[index] = torch.linalg.solve_triangular(root, part.double().mT, upper=False).mT.to(like)
+            self._basis = drawn
+        return self._basis
 
-    def _basis(self, like: Tensor) -> tuple[Tensor, ...]:
-        basis = random_basis(self.weights, self.rank, like.dtype, str(like.device))
-        return basis.split([shape.size for shape in self.shapes])
+    def _gaussian(self, index: int) -> Tensor:
+        # Of the matrix's position and size alone, so that every part of a data set has the same.
+        generator = torch.Generator().manual_seed(_SEED + index)
+        dtype = torch.float64 if self.weights * self.rank < 1 << 22 else torch.float32
+        return torch.randn(self.shapes[index].size, self.rank, dtype=dtype, generator=generator)
 
     def end_batch(self) -> None:
         """See :meth:`Curvature.end_batch`: every row came from all matrices."""
-        assert not self._row
+        assert not self._rows
 
     def merge(self, other: Curvature) -> None:
         """See :meth:`Curvature.merge`."""
@@ -95,16 +117,68 @@ class LowRankCurvature(Curvature):
         for shape, *sums in zip(self.shapes, products, squares, strict=True):
             require_finite_sums(sums, shape)
         dtype = statistics_dtype(self.dtype)
-        omega = torch.cat(self._basis(products[0].to(dtype))).double()
-        values, vectors = nystrom(torch.cat(products), omega, torch.finfo(dtype).eps)
-        # Directions that the data do not have: many small eigenvalues, all of them rounding.
-        kept = max(1, int((values > _ROUNDING * torch.finfo(dtype).eps * values[0]).sum()))
-        factors = (vectors * values.sqrt())[:, :kept].to(dtype).split([shape.size for shape in self.shapes])
+        basis = self._basis_like(products[0].to(dtype))
+        self.products, self._basis = [None] * len(self.shapes), []
+        factors = _nystrom(products, basis, torch.finfo(dtype).eps, dtype)
         remainders = [
             _beyond_rounding(square - factor.double().square().sum(dim=1), square, dtype)
             for square, factor in zip(squares, factors, strict=True)
         ]
-        return {"factor": [factor.contiguous() for factor in factors], "diagonal": remainders}
+        return {"factor": factors, "diagonal": remainders}
+
+
+def _gram(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return sum_l A_l^T B_l in float64."""
+    total = left[0].new_zeros(left[0].shape[1], right[0].shape[1], dtype=torch.float64)
+    for a, b in zip(left, right, strict=True):
+        total += a.double().mT @ b.double()
+    return total
+
+
+def _nystrom(products: list[Tensor], basis: list[Tensor], precision: float, dtype: torch.dtype) -> list[Tensor]:
+    """Return W with W W^T = Y (Omega^T Y)^-1 Y^T, matrix by matrix; both lists are used up, so that memory is freed.
+
+    Args:
+        products: Rows of Y, float64.
+        basis: Rows of Omega.
+        precision: Rounding unit of the products.
+        dtype: Of the result.
+
+    Returns:
+        (out * in, k) rows, without directions that are rounding.
+
+    Raises:
+        LaplaceLoRAError: F is far from positive semi-definite.
+    """
+    norm = sum(float(part.square().sum()) for part in products) ** 0.5
+    if norm == 0.0:
+        return [part[:, :1].to(dtype) for part in products]
+    core, own = _gram(basis, products) / norm, _gram(basis, basis)
+    for shift in (precision * 10.0 ** torch.arange(-1.0, 8.0, dtype=torch.float64)).tolist():
+        shifted = core + shift * own
+        root, failed = torch.linalg.cholesky_ex(0.5 * (shifted + shifted.mT))
+        if not int(failed):
+            break
+    else:
+        raise LaplaceLoRAError(
+            "the sketch of the curvature is not positive semi-definite, by more than rounding; please report it, and "
+            "use structure='kron' meanwhile."
+        )
+    inner = torch.zeros_like(core)
+    for index, part in enumerate(products):
+        # Y / |Y| + shift Omega, times the inverse of the root: squares of tiny curvatures would underflow.
+        half = part.div_(norm).add_(basis[index], alpha=shift)
+        products[index] = torch.linalg.solve_triangular(root, half.mT, upper=False).mT
+        inner += products[index].mT @ products[index]
+    basis.clear()
+    squares, vectors = torch.linalg.eigh(inner)
+    values = norm * (squares - shift)
+    kept = values > _ROUNDING * precision * values.max()
+    turn = vectors[:, kept] * (values[kept] / squares[kept]).sqrt()
+    factors = []
+    while products:
+        factors.append((products.pop(0) @ turn).to(dtype))
+    return factors
 
 
 def _beyond_rounding(remainder: Tensor, square: Tensor, dtype: torch.dtype) -> Tensor:

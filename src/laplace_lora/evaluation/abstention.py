@@ -62,7 +62,7 @@ class Abstention:
                 f"({sure}): the best bound on these {self.examples} rows is {100 * self.bound:.1f} %."
             )
         return (
-            f"Answer above confidence {self.threshold:.4f}: {100 * self.coverage:.1f} % of these rows are answered, "
+            f"Answer above confidence {self.threshold:.6g}: {100 * self.coverage:.1f} % of these rows are answered, "
             f"{100 * self.risk:.1f} % of the answers are wrong, and {sure} at most {100 * self.bound:.1f} % of new "
             "ones."
         )

@@ -41,7 +41,7 @@ class PredictionSets:
     def text(self) -> str:
         """Say it in a line."""
         return (
-            f"Sets of the classes of probability {self.least_probability:.4f} and more hold the right one with "
+            f"Sets of the classes of probability {self.least_probability:.6g} and more hold the right one with "
             f"{100 * self.coverage:g} % probability: {self.mean_size:.2f} classes on average over these rows."
         )
 

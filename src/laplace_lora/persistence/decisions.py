@@ -52,7 +52,11 @@ def read_decisions(directory: Path) -> dict[str, Any] | None:
             f"{path} cannot be read ({error}); remove it, or write it again: evaluate --target-risk."
         ) from error
     if not all(0.0 <= value <= 1.0 for value in rules.values()):
-        raise PosteriorFileError(f"{path} holds a threshold that is no probability; evaluate --target-risk again.")
+        raise PosteriorFileError(
+            f"{path} holds a threshold that is no probability; remove it, or write it again: evaluate --target-risk."
+        )
+    for name in rules:
+        document[name][_THRESHOLDS[name]] = rules[name]
     return document if stated == _digest(directory) else None
 
 

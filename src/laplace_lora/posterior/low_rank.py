@@ -16,8 +16,8 @@ from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, KeptRows, Posterior, stacked_rows, standard_normal
 from laplace_lora.posterior.spectrum import Grid
 
-# Cholesky factors that are kept, of the last priors asked for: 8 m^2 bytes each.
-_KEPT = 128
+# Bytes of Cholesky factors that are kept, of the last priors asked for: 8 m^2 each.
+_KEPT_BYTES = 1 << 28
 _NO_SPECTRUM = "structure 'low_rank' has no one spectrum for all priors; use another structure."
 # Weights whose rows of W are held in float64 at once.
 _BLOCK = 1 << 16
@@ -99,7 +99,7 @@ class LowRankPosterior(Posterior):
         key = tuple(precision.tolist())
         if key not in self._roots:
             core = self._weighted_gram(self.inverses(precision))
-            while len(self._roots) >= _KEPT:
+            while len(self._roots) >= max(1, _KEPT_BYTES // core.nbytes):
                 self._roots.pop(next(iter(self._roots)))
             self._roots[key] = torch.linalg.cholesky(torch.eye(len(core), dtype=core.dtype, device=core.device) + core)
         return self._roots[key]
