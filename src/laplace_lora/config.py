@@ -133,8 +133,8 @@ class LaplaceConfig:
         self._check_selection("layers_to_transform", int)
         if self.factor_rank is not None and self.structure not in FACTOR_RANKS:
             raise LaplaceLoRAError(
-                f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has no "
-                f"such parts; leave it out, or use one of {', '.join(FACTOR_RANKS)}."
+                f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has none; "
+                f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
             )
         if self.factor_rank is not None:
             whole = isinstance(self.factor_rank, int) and not isinstance(self.factor_rank, bool)
