@@ -147,7 +147,7 @@ def test_tail_check_of_nothing() -> None:
 
 @pytest.mark.parametrize("structure", ["diag", "exact"])
 def test_rank_of_a_structure_without_factors_is_refused(structure: str) -> None:
-    with pytest.raises(LaplaceLoRAError, match="is a number of directions, and structure=.* has none; leave it out"):
+    with pytest.raises(LaplaceLoRAError, match=r"is a number of directions, and structure=.* has none; leave it out"):
         LaplaceConfig(structure=structure, factor_rank=3)  # type: ignore[arg-type]
     for wrong in (0, 8.0, True, "8"):
         with pytest.raises(LaplaceLoRAError, match="give an int >= 1"):
