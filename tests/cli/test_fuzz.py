@@ -29,7 +29,7 @@ from cli.folders import (
     tree,
 )
 from cli.mutations import spoilt_bytes, spoilt_json, spoilt_lines
-from laplace_lora.persistence.files import _document_digest, _file_digest
+from laplace_lora.persistence.files import _document_digest, file_digest
 
 PREDICTION = {"label", "confidence", "probabilities", "map_probabilities", "mutual_information"}
 EVALUATION = {"metrics.json", "outputs.safetensors", "predictions.jsonl", "report.html"}
@@ -115,7 +115,7 @@ def _sign(folder: Path, document: dict[str, Any] | None = None) -> None:
     if not isinstance(document, dict):
         return
     if isinstance(document.get("tensors_sha256"), str):
-        document["tensors_sha256"] = _file_digest(folder / POSTERIOR_WEIGHTS)
+        document["tensors_sha256"] = file_digest(folder / POSTERIOR_WEIGHTS)
     document.pop("config_sha256", None)
     try:
         document["config_sha256"] = _document_digest(document)

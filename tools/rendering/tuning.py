@@ -1,7 +1,7 @@
 """The pages' tables of the quality benchmark: ways of choosing the prior, on test examples."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rendering.common import load, origin, table
@@ -81,10 +81,15 @@ def tuning_figures() -> str:
         if not having:
             continue
         changes = [_mean(_changes(having, method, name), signed=True) for name in names]
-        within = sum(methods[method]["ece"] <= 1.5 * methods[method]["ece_floor"] for methods in having)
-        rows.append([method, str(len(having)), *changes, f"{within} of {len(having)}", _no_worse(having, method)])
+        rows.append([method, str(len(having)), *changes, _within(having, method), _no_worse(having, method)])
     head = ["way", "adapters", "accuracy", "NLL", "ECE", "Brier", "AUROC", "AURC", "ECE within 1.5 x floor"]
     return table([*head, "NLL no worse than temperature (80 %)"], rows)
+
+
+def _within(having: Sequence[Any], method: str) -> str:
+    """Count the adapters on which the ECE is within 1.5 times its floor."""
+    within = sum(methods[method]["ece"] <= 1.5 * methods[method]["ece_floor"] for methods in having)
+    return f"{within} of {len(having)}"
 
 
 def _no_worse(having: Iterable[Any], method: str) -> str:
@@ -144,9 +149,8 @@ def tuning_refit_ece() -> str:
     for method in REFIT:
         having = [result["methods"] for result in results if method in result["methods"]]
         if having:
-            within = sum(methods[method]["ece"] <= 1.5 * methods[method]["ece_floor"] for methods in having)
             names = ("nll", "accuracy", "auroc", "aurc")
             changes = [_mean(_changes(having, method, name), signed=True) for name in names]
-            rows.append([method, *changes, f"{within} of {len(having)}", _no_worse(having, method)])
+            rows.append([method, *changes, _within(having, method), _no_worse(having, method)])
     head = ["way", "NLL", "accuracy", "AUROC", "AURC", "ECE within 1.5 x floor"]
     return table([*head, "NLL no worse than temperature (80 %)"], rows)

@@ -1,13 +1,12 @@
 """decisions.json: rules for acting on a posterior's confidence, beside the posterior that they were chosen with."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from laplace_lora.errors import PosteriorFileError
-from laplace_lora.persistence.files import CONFIG_NAME
+from laplace_lora.persistence.files import CONFIG_NAME, file_digest
 from laplace_lora.persistence.hub import DECISIONS_NAME
 
 _THRESHOLDS = {"abstention": "threshold", "sets": "least_probability"}
@@ -23,7 +22,7 @@ def decisions_document(directory: Path, rules: Mapping[str, Mapping[str, Any]]) 
     Returns:
         The rules, and the digest of the posterior that they are of.
     """
-    return {"posterior_sha256": _digest(directory), **rules}
+    return {"posterior_sha256": file_digest(directory / CONFIG_NAME), **rules}
 
 
 def read_decisions(directory: Path) -> dict[str, Any] | None:
@@ -57,12 +56,8 @@ def read_decisions(directory: Path) -> dict[str, Any] | None:
         )
     for name in rules:
         document[name][_THRESHOLDS[name]] = rules[name]
-    return document if stated == _digest(directory) else None
+    return document if stated == file_digest(directory / CONFIG_NAME) else None
 
 
 def _is_given(document: Mapping[str, Any], name: str, key: str) -> bool:
     return document.get(name) is not None and document[name][key] is not None
-
-
-def _digest(directory: Path) -> str:
-    return hashlib.sha256((directory / CONFIG_NAME).read_bytes()).hexdigest()

@@ -56,7 +56,7 @@ def _write_both(directory: Path, description: Mapping[str, Any], tensors: Mappin
     try:
         tensors_path = _stage(directory, staged, lambda path: save_file(contiguous, path, metadata={"format": "pt"}))
         document: dict[str, Any] = {"format_version": FORMAT_VERSION, **description}
-        document["tensors_sha256"] = _file_digest(tensors_path)
+        document["tensors_sha256"] = file_digest(tensors_path)
         document["config_sha256"] = _document_digest(document)
         text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n"
         config_path = _stage(directory, staged, lambda path: path.write_text(text, encoding="utf-8"))
@@ -114,7 +114,7 @@ def read_tensors(directory: Path, description: Mapping[str, Any]) -> dict[str, T
     """
     path = directory / TENSORS_NAME
     try:
-        if _file_digest(path) != description.get("tensors_sha256"):
+        if file_digest(path) != description.get("tensors_sha256"):
             raise PosteriorFileError(
                 f"{path} does not match the checksum in {CONFIG_NAME}: one of the two is damaged or comes from another "
                 "fit; fit and save the posterior again."
@@ -165,7 +165,15 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Hexadecimal digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
