@@ -92,17 +92,20 @@ class Collected:
         gamma = float(self.posterior.effective_parameters(precision).sum())
         if over_fitted(gamma, self.examples, data.mean.shape[1]):
             return 1.0
-        return harmless_multiple(lambda multiple: predictive(data, precision * multiple), data.labels)
+        return harmless_multiple(
+            lambda multiple: predictive(data, precision * multiple, keeps_answers=True), data.labels
+        )
 
 
-def predictive(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Predictive:
+def predictive(data: HeldOut, precision: Tensor, temperature: float = 1.0, keeps_answers: bool = False) -> Predictive:
     """What the library predicts at a prior and a temperature."""
-    return of_options(data.mean, data.spectrum.covariance(precision), temperature=temperature)
+    covariance = data.spectrum.covariance(precision)
+    return of_options(data.mean, covariance, temperature=temperature, keeps_answers=keeps_answers)
 
 
-def predicted(data: HeldOut, precision: Tensor, temperature: float = 1.0) -> Probabilities:
+def predicted(data: HeldOut, precision: Tensor, temperature: float = 1.0, keeps_answers: bool = False) -> Probabilities:
     """Its probabilities."""
-    return Probabilities(predictive(data, precision, temperature).probabilities.numpy())
+    return Probabilities(predictive(data, precision, temperature, keeps_answers).probabilities.numpy())
 
 
 def methods_of(
@@ -118,7 +121,8 @@ def methods_of(
         precision = whole.by_evidence("global", centre)
         raised = whole.harmless(precision)
         chosen = {"precision": (raised * precision).tolist(), "raised": raised}
-        found[f"auto, {centre}"] = (predicted(whole.held_out("test", "global"), raised * precision), chosen)
+        data = whole.held_out("test", "global")
+        found[f"auto, {centre}"] = (predicted(data, raised * precision, keeps_answers=True), chosen)
     temperature = fit_temperature(whole.logits("test"), whole.labels("test"))
     found[f"temperature, {TOLD}"] = (whole.logits("test").softmax(temperature), {"temperature": temperature})
     found |= {f"both, {TOLD}": both for both in _jointly("", whole, [whole], ("global",), "test").values()}

@@ -116,6 +116,7 @@ class Covered:
         tail_check: TailCheck | None,
         temperature: float,
         centre: Tensor | None,
+        keeps_answers: bool,
     ) -> SavedState:
         """Describe a fitted posterior for its file.
 
@@ -130,6 +131,7 @@ class Covered:
             tail_check: Effective number of parameters with and without the tails of sketched factors.
             temperature: Divides the mean logits of classes.
             centre: (G,) squared distances from the prior's mean; None where that is zero.
+            keeps_answers: Whether the classes' order in predictions is that of their mean logits.
 
         Returns:
             What posterior_config.json holds.
@@ -154,4 +156,5 @@ class Covered:
             effective_parameters=None if tail_check is None else dataclasses.asdict(tail_check),
             temperature=temperature,
             squared_distances=None if centre is None else tuple(centre.tolist()),
+            keeps_answers=keeps_answers,
         )

@@ -34,6 +34,7 @@ class Fitted:
         tuned_by: ``auto``, ``evidence``, ``validation``, ``cross_fit`` or None.
         check: Training examples on which evidence tuning compares predictions.
         temperature: Divides the mean logits of classes.
+        keeps_answers: Whether the classes' order in predictions is that of their mean logits.
         centre: Where the prior's mean is: (G,) squared distances |theta - theta_0|^2 from the starting point, or None
             for zero.
         raised: Factor by which ``auto`` has raised the evidence's precisions.
@@ -48,6 +49,7 @@ class Fitted:
     tuned_by: TunedBy | None = None
     check: TrainCheckExamples | None = None
     temperature: float = 1.0
+    keeps_answers: bool = False
     centre: Tensor | None = None
     raised: float = 1.0
 
@@ -114,7 +116,14 @@ class Fitted:
         """
         precision, scale = self.precision * self.noise_scale, self.noise_scale
         return LinearisedModel(
-            model, self.covered.sites, self.posterior, precision, scale, self.config, self.temperature
+            model,
+            self.covered.sites,
+            self.posterior,
+            precision,
+            scale,
+            self.config,
+            self.temperature,
+            self.keeps_answers,
         )
 
     def by_evidence(self, harmless: bool = False) -> tuple["Fitted", str | None]:
@@ -213,6 +222,7 @@ class Fitted:
             precision=tuned.precision,
             noise=tuned.noise_variance,
             temperature=tuned.temperature,
+            keeps_answers=tuned.keeps_answers,
             raised=tuned.raised,
             tuned_by=method,
         )
@@ -247,6 +257,7 @@ class Fitted:
             self.covered.reader.readout.name,
             self.tuned_noise,
             self.temperature,
+            self.keeps_answers,
         )
 
     def save(self, model: nn.Module, input_format: InputFormat, directory: Path) -> None:
@@ -268,6 +279,7 @@ class Fitted:
             self.tail_check,
             self.temperature,
             self.centre,
+            self.keeps_answers,
         )
         tensors = {**self.posterior.tensors(), TRAINING_INPUTS: self.training.inputs}
         write_posterior(directory, state.to_description(), tensors)

@@ -34,6 +34,7 @@ class LinearisedModel:
         scale: What its covariance is multiplied by; see :mod:`laplace_lora.prior.noise`.
         config: Settings.
         temperature: Divides the mean logits of classes.
+        keeps_answers: Whether the classes' order is to be that of their mean logits.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class LinearisedModel:
     scale: float
     config: LaplaceConfig
     temperature: float = 1.0
+    keeps_answers: bool = False
 
     def covariances(
         self,
@@ -114,9 +116,8 @@ class LinearisedModel:
             All examples, in order.
         """
         found = self.covariances(loader, reader, description, None, top_k)
-        return concatenate(
-            [reader.predictive(logits, spread[0], noise_variance, self.temperature) for logits, spread, _ in found]
-        )
+        settings = noise_variance, self.temperature, self.keeps_answers
+        return concatenate([reader.predictive(logits, spread[0], *settings) for logits, spread, _ in found])
 
 
 def functional_covariances(

@@ -122,6 +122,15 @@ class LaplaceLoRA:
         return 1.0 if self._fitted is None else self._fitted.raised
 
     @property
+    def keeps_answers(self) -> bool:
+        """Whether every prediction's likeliest class is the trained adapter's, as ``tune_prior("auto")`` sees to.
+
+        Of more than two classes, probabilities are then averaged with the variance spread evenly over the logits'
+        contrasts (:mod:`laplace_lora.predictive.even`); ``Predictive.covariance`` stays as it is.
+        """
+        return self._fitted is not None and self._fitted.keeps_answers
+
+    @property
     def noise_variance(self) -> float | None:
         """Noise variance in use, in squared units of the output; None where the likelihood has none."""
         if self._fitted is not None:
@@ -196,7 +205,8 @@ class LaplaceLoRA:
 
         ``evidence`` maximises the log marginal likelihood by a fixed point, without any model pass; the prior's mean is
         zero, or ``starting_point``. ``auto`` does the same and then, where the adapter was not over-fitted, raises the
-        precisions until the training data that ``fit`` kept lose no more than 0.01 nats (docs/tuning.md).
+        precisions until the training data that ``fit`` kept lose no more than 0.01 nats; and the answers stay the
+        trained adapter's (:attr:`keeps_answers`; docs/tuning.md).
         ``validation`` minimises a score of held-out data over all groups' precisions and the temperature together, in
         one pass over them. ``cross_fit`` does the same on what every one of several adapters, trained alike on all
         examples but a fold, says of its fold: no example is given up. With :class:`Scalar`, ``auto``, ``evidence`` and
@@ -381,6 +391,7 @@ class LaplaceLoRA:
             noise,
             state.tuned_by,
             temperature=state.temperature,
+            keeps_answers=state.keeps_answers,
             centre=centre,
         )
         return la

@@ -51,7 +51,12 @@ class Reader:
         return not self.likelihood.shift_invariant and self.readout.likelihood != "tokens"
 
     def predictive(
-        self, mean: Tensor, covariance: Tensor, noise_variance: float | None, temperature: float = 1.0
+        self,
+        mean: Tensor,
+        covariance: Tensor,
+        noise_variance: float | None,
+        temperature: float = 1.0,
+        keeps_answers: bool = False,
     ) -> Predictive:
         """Turn Gaussian outputs into a predictive distribution.
 
@@ -60,6 +65,7 @@ class Reader:
             covariance: (B, K, K) their covariance, or (B, k, k) of the k largest logits.
             noise_variance: Of what is observed of real outputs; None where they are not observed by themselves.
             temperature: Divides the mean logits of classes.
+            keeps_answers: Whether the classes' order is to be that of their mean logits.
 
         Returns:
             The predictive.
@@ -70,8 +76,8 @@ class Reader:
             return Predictive.of_outputs(mean, covariance, noise_variance)
         rule, points = self.config.predictive, self.config.integration_points
         if covariance.shape[-1] < mean.shape[-1]:
-            return Predictive.of_top_classes(mean, covariance, rule, points, temperature)
-        return of_options(mean, covariance, rule, points, temperature)
+            return Predictive.of_top_classes(mean, covariance, rule, points, temperature, keeps_answers)
+        return of_options(mean, covariance, rule, points, temperature, keeps_answers)
 
     def require_compatible(self, other: Readout, model: nn.Module, sites: Sequence[Site]) -> None:
         """Refuse a readout that makes nothing of this model, or reads what the posterior does not cover.

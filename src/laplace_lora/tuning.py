@@ -30,6 +30,7 @@ class Tuned:
         warning: What the user should know, or None.
         temperature: Divides the mean logits of classes.
         raised: Factor on the evidence's precisions, so that an adapter that is not over-fitted takes no harm.
+        keeps_answers: Whether the classes' order in predictions is to be that of their mean logits.
     """
 
     precision: Tensor
@@ -37,15 +38,17 @@ class Tuned:
     warning: str | None = None
     temperature: float = 1.0
     raised: float = 1.0
+    keeps_answers: bool = False
 
 
-def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig) -> Predictive:
+def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig, keeps_answers: bool = False) -> Predictive:
     """Average the softmax as far as a mean over examples needs it.
 
     Args:
         mean: (N, K) logits.
         covariance: (N, K, K).
         config: Says the rule, and the most points of it.
+        keeps_answers: Whether the classes' order is to be that of their mean logits.
 
     Returns:
         The predictive, at no more than 512 points per class (8 K for many classes); by the integral where the rule is
@@ -54,7 +57,7 @@ def mean_predictive(mean: Tensor, covariance: Tensor, config: LaplaceConfig) -> 
     # So few draws err by 0.02 in a probability, and alike in all examples: a mean over them would err as much.
     rule: PredictiveRule = "integral" if config.predictive == "mc" else config.predictive
     points = min(config.integration_points, max(CHECK_POINTS, 8 * mean.shape[-1]))
-    return of_options(mean, covariance, rule, points)
+    return of_options(mean, covariance, rule, points, keeps_answers=keeps_answers)
 
 
 def by_evidence(
@@ -80,7 +83,7 @@ def by_evidence(
         tunes_noise: Whether to choose it too.
         check: Training examples to compare predictions on.
         harmless: Whether to raise the precisions of an adapter that is not over-fitted until its training data lose
-            next to nothing.
+            next to nothing, and to keep its answers.
 
     Returns:
         The maximum, or what is above it.
@@ -115,18 +118,18 @@ def by_evidence(
                 "tune_prior, within train_check_bytes), so that 'auto' is the plain evidence here; fit again before "
                 "tuning."
             )
-        return Tuned(scaled / scale, noise_variance, warning)
+        return Tuned(scaled / scale, noise_variance, warning, keeps_answers=harmless)
     gamma = float(posterior.effective_parameters(scaled).sum())
 
     def at(multiple: float) -> Predictive:
         fit = priors.training_fit(posterior, scaled * multiple, check)
-        return mean_predictive(fit.mean, fit.covariance, config)
+        return mean_predictive(fit.mean, fit.covariance, config, keeps_answers=harmless)
 
     if not harmless:
         warning = priors.training_warning(at(1.0), check.labels, check.total, gamma)
     elif not priors.over_fitted(gamma, check.total, fitted.classes):
         raised = priors.harmless_multiple(at, check.labels)
-    return Tuned(raised * scaled / scale, noise_variance, warning, raised=raised)
+    return Tuned(raised * scaled / scale, noise_variance, warning, raised=raised, keeps_answers=harmless)
 
 
 def by_held_out(

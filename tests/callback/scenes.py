@@ -88,8 +88,9 @@ def classifier(**options: Any) -> nn.Module:
 def trainer(folder: Path, callbacks: list[Any] | None = None, model: Any = None, **options: Any) -> Trainer:
     """A Trainer of a classifier, with an evaluation set."""
     torch.manual_seed(7)
+    model = model if model is not None else classifier()
     return Trainer(
-        model=model if model is not None else classifier(),
+        model=model,
         args=arguments(folder, **options),
         train_dataset=Examples(TRAIN),
         eval_dataset=Examples(EVALUATION),
@@ -99,10 +100,10 @@ def trainer(folder: Path, callbacks: list[Any] | None = None, model: Any = None,
 
 
 def by_hand(
-    model: nn.Module, train: Any, readout: Any = None, config: LaplaceConfig = QUIET, prior: str = "evidence"
+    model: nn.Module, train: Any, start: dict[str, Tensor] | None, readout: Any = None, config: LaplaceConfig = QUIET
 ) -> LaplaceLoRA:
-    """What a user would do after the training."""
-    return LaplaceLoRA(model, config, readout).fit(train).tune_prior(prior)
+    """What a user would do after the training who has kept the adapter's start."""
+    return LaplaceLoRA(model, config, readout).fit(train).tune_prior(starting_point=start)
 
 
 def loader(items: Any, collator: Callable[[Any], Any] = collate, size: int = 4) -> DataLoader:

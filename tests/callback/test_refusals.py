@@ -25,6 +25,7 @@ from callback.scenes import (
     lora,
     same_posterior,
     trainer,
+    weights,
 )
 from laplace_lora import AnswerTokens, LaplaceCallback, LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
 from laplace_lora.callback.trainers import peft_model
@@ -47,7 +48,7 @@ def _refused(run: Trainer, what: str, kind: type[Exception] = LaplaceLoRAError) 
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"prior": "evidenz"}, "choose evidence, validation or a prior precision"),
+        ({"prior": "evidenz"}, "choose auto, evidence, validation or a prior precision"),
         ({"prior": 0.0}, "above 0"),
         ({"every_n_steps": 0}, "every_n_steps=0"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -70,8 +71,9 @@ def test_a_stream_can_be_evaluated_and_fitted_where_it_is_given(tmp_path: Path) 
     callback = LaplaceCallback(QUIET, train_dataloader=loader(Examples(TRAIN)))
     run = trainer(tmp_path, [callback])
     run.train_dataset = run.eval_dataset = _Stream()
+    start = weights(run.model)
     run.train()
-    same_posterior(callback.laplace, by_hand(run.model, loader(Examples(TRAIN))))
+    same_posterior(callback.laplace, by_hand(run.model, loader(Examples(TRAIN)), start))
     assert "eval_nll" in logged(run.state.log_history)[0]
 
 
@@ -97,11 +99,15 @@ def test_an_adapter_that_is_no_lora(tmp_path: Path) -> None:
 
 
 def test_an_initialisation_that_misleads_the_evidence(tmp_path: Path) -> None:
-    def run(prior: str) -> Trainer:
-        callback = LaplaceCallback(QUIET, prior=prior)
-        return trainer(tmp_path, [callback], tiny_bert(dtype=torch.float32, init_lora_weights="pissa"))
+    """Centred on zero it would, and is where the adapter began before the training did."""
 
-    _refused(run("evidence"), "'pissa'")
+    def run(prior: str, **options: Any) -> Trainer:
+        callback = LaplaceCallback(QUIET, prior=prior)
+        return trainer(tmp_path, [callback], tiny_bert(dtype=torch.float32, init_lora_weights="pissa"), **options)
+
+    run("evidence", save_strategy="steps", save_steps=2, max_steps=2).train()
+    with pytest.raises(LaplaceLoRAError, match="'pissa'"):
+        run("auto").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     run("validation").train()
 
 
@@ -141,9 +147,10 @@ def test_a_language_model_that_can_be_read_in_several_ways(tmp_path: Path) -> No
     _refused(run(LaplaceCallback(QUIET)), "give the tokens of the answers")
     callback = LaplaceCallback(QUIET, readout=AnswerTokens([4, 5]))
     trained = run(callback)
+    start = weights(trained.model)
     trained.train()
     left = loader(items, lambda rows: collate(rows, side="left"))
-    same_posterior(callback.laplace, by_hand(trained.model, left, AnswerTokens([4, 5])))
+    same_posterior(callback.laplace, by_hand(trained.model, left, start, AnswerTokens([4, 5])))
 
 
 def test_memory_of_the_whole_data_set_is_known_before_training(tmp_path: Path) -> None:

@@ -55,10 +55,11 @@ MEASURES = {
 def test_the_end_of_training_is_fitted_logged_and_saved(tmp_path: Path) -> None:
     callback, recorder = LaplaceCallback(QUIET), Recorder()
     run = trainer(tmp_path, [recorder, callback])
+    start = weights(run.model)
     run.train()
     run.save_model()
 
-    mine = by_hand(run.model, loader(Examples(TRAIN)))
+    mine = by_hand(run.model, loader(Examples(TRAIN)), start)
     same_posterior(callback.laplace, mine)
     assert callback.laplace.training.examples == len(TRAIN) == 11  # though the Trainer drops the last batch
 
@@ -125,6 +126,7 @@ def test_training_is_the_same_to_the_last_bit(tmp_path: Path, options: dict[str,
 def test_checkpoints_of_fitted_steps_and_the_last_one_get_a_posterior(tmp_path: Path) -> None:
     callback = LaplaceCallback(QUIET, every_n_steps=2)
     run = trainer(tmp_path, [callback], save_strategy="steps", save_steps=1)
+    start = weights(run.model)
     run.train()
     assert [entry["step"] for entry in logged(run.state.log_history)] == [2, 4, 5]
     for step in range(1, 6):
@@ -133,7 +135,7 @@ def test_checkpoints_of_fitted_steps_and_the_last_one_get_a_posterior(tmp_path: 
         assert [(folder / name).exists() for name in FILES] == [step in (2, 4, 5)] * 2, step
         if step in (2, 4, 5):
             model = peft.PeftModel.from_pretrained(classifier().get_base_model(), folder).eval()
-            same_posterior(LaplaceLoRA.from_pretrained(model, folder), by_hand(model, loader(Examples(TRAIN))))
+            same_posterior(LaplaceLoRA.from_pretrained(model, folder), by_hand(model, loader(Examples(TRAIN)), start))
     assert all((tmp_path / name).exists() for name in FILES)
 
 
@@ -158,12 +160,13 @@ def test_the_best_weights_are_fitted_where_they_are_loaded(tmp_path: Path) -> No
         metric_for_best_model="eval_loss",
         greater_is_better=True,  # the first step is the worst, and so the "best"
     )
+    start = weights(run.model)
     run.train()
     assert run.state.best_global_step == 1
     folder = tmp_path / "checkpoint-1"
     model = peft.PeftModel.from_pretrained(classifier().get_base_model(), folder).eval()
     assert same_weights(weights(model), weights(run.model))
-    mine = by_hand(model, loader(Examples(TRAIN)))
+    mine = by_hand(model, loader(Examples(TRAIN)), start)
     same_posterior(callback.laplace, mine)
     for place in (folder, tmp_path / "posterior"):
         same_posterior(LaplaceLoRA.from_pretrained(model, place), mine)
@@ -177,17 +180,18 @@ def test_training_goes_on_from_a_checkpoint_with_a_posterior(tmp_path: Path) -> 
     second = trainer(tmp_path, [callback], max_steps=4)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert second.state.global_step == 4
-    same_posterior(callback.laplace, by_hand(second.model, loader(Examples(TRAIN))))
+    same_posterior(callback.laplace, by_hand(second.model, loader(Examples(TRAIN)), None))
 
 
 def test_mixed_precision_is_fitted_in_the_precision_of_the_weights(tmp_path: Path) -> None:
     callback = LaplaceCallback(QUIET)
     run = trainer(tmp_path, [callback], bf16=True)
+    start = weights(run.model)
     run.train()
     run.save_model()
     fresh = peft.PeftModel.from_pretrained(classifier().get_base_model(), tmp_path).eval()
     assert next(fresh.parameters()).dtype == torch.float32
-    same_posterior(callback.laplace, by_hand(fresh, loader(Examples(TRAIN))))
+    same_posterior(callback.laplace, by_hand(fresh, loader(Examples(TRAIN)), start))
 
 
 @pytest.mark.filterwarnings("ignore:the validation data prefer")
@@ -235,10 +239,11 @@ def test_regression_has_the_gaussian_nll_with_and_without_the_posterior(tmp_path
     callback = LaplaceCallback(QUIET)
     run = trainer(tmp_path, [callback], model)
     run.train_dataset, run.eval_dataset = Examples(items[:11]), Examples(items[11:])
+    start = weights(run.model)
     run.train()
     la = callback.laplace
     assert isinstance(la.readout, Scalar)
-    same_posterior(la, by_hand(run.model, loader(Examples(items[:11]))))
+    same_posterior(la, by_hand(run.model, loader(Examples(items[:11])), start))
     (entry,) = logged(run.state.log_history)
     assert entry["noise_variance"] == la.noise_variance
     p = la.predict_dataset(loader(Examples(items[11:]), size=3))
@@ -277,9 +282,10 @@ def test_multiple_choice_is_read_by_options(tmp_path: Path) -> None:
         data_collator=DataCollatorForMultipleChoice(tokenizer),
         callbacks=[callback],
     )
+    start = weights(run.model)
     run.train()
     assert isinstance(callback.laplace.readout, OptionScores)
-    same_posterior(callback.laplace, by_hand(run.model, loader(items, DataCollatorForMultipleChoice(tokenizer))))
+    same_posterior(callback.laplace, by_hand(run.model, loader(items, DataCollatorForMultipleChoice(tokenizer)), start))
     (entry,) = logged(run.state.log_history)
     assert entry["eval_nll_map"] == pytest.approx(loss_of_all(run), rel=1e-5)
     assert (entry["forward_passes"], entry["backward_passes"]) == (3 + 2, 3 + 2)
@@ -290,8 +296,9 @@ def test_given_batches_take_the_place_of_the_trainers_data(tmp_path: Path) -> No
     callback = LaplaceCallback(QUIET, train_dataloader=train, eval_dataloader=evaluation)
     run = trainer(tmp_path)
     run.add_callback(callback)
+    start = weights(run.model)
     run.train()
-    same_posterior(callback.laplace, by_hand(run.model, train))
+    same_posterior(callback.laplace, by_hand(run.model, train, start))
     (entry,) = logged(run.state.log_history)
     assert entry["forward_passes"] == 3
 

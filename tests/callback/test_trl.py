@@ -99,6 +99,7 @@ def _saved(base: Any, folder: Path) -> Any:
 def test_sft_is_read_by_next_tokens(tmp_path: Path) -> None:
     callback, recorder = LaplaceCallback(QUIET, every_n_steps=4), Recorder()
     run = sft(tmp_path, [callback, recorder], save_strategy="steps", save_steps=2)
+    start = weights(run.model)
     run.train()
     assert isinstance(callback.laplace.readout, NextToken)
 
@@ -114,7 +115,7 @@ def test_sft_is_read_by_next_tokens(tmp_path: Path) -> None:
         return torch.tensor([[-100] * prompt + row["input_ids"][prompt:]])
 
     run.save_model()
-    mine = by_hand(_saved(language_model(), tmp_path), batches(run.train_dataset))
+    mine = by_hand(_saved(language_model(), tmp_path), batches(run.train_dataset), start)
     la = LaplaceLoRA.from_pretrained(mine.model, tmp_path)
     same_posterior(la, callback.laplace)
     assert la.log_marginal_likelihood() == pytest.approx(mine.log_marginal_likelihood(), rel=1e-4)
@@ -142,6 +143,7 @@ def test_sft_is_read_by_next_tokens(tmp_path: Path) -> None:
 def test_rewards_are_read_in_pairs(tmp_path: Path) -> None:
     callback = LaplaceCallback(QUIET)
     run = reward(tmp_path, [callback], save_strategy="epoch", bf16=False)
+    start = weights(run.model)
     run.train()
     assert isinstance(callback.laplace.readout, PairwiseReward)
 
@@ -153,7 +155,7 @@ def test_rewards_are_read_in_pairs(tmp_path: Path) -> None:
         return kept
 
     run.save_model()
-    mine = by_hand(_saved(reward_model(), tmp_path), batches(run.train_dataset), PairwiseReward())
+    mine = by_hand(_saved(reward_model(), tmp_path), batches(run.train_dataset), start, PairwiseReward())
     la = LaplaceLoRA.from_pretrained(mine.model, tmp_path)
     same_posterior(la, callback.laplace)
     assert la.training.examples == 9
@@ -198,8 +200,9 @@ def test_packed_training_can_be_fitted_to_unpacked_texts(tmp_path: Path) -> None
     text = {"input_ids": torch.tensor(ids), "attention_mask": _mask(ids), "labels": torch.tensor(ids)}
     callback = LaplaceCallback(QUIET, train_dataloader=[text])
     run = sft(tmp_path, [callback], packing=True, packing_strategy="wrapped", eval_packing=False, bf16=False)
+    start = weights(run.model)
     run.train()
-    same_posterior(callback.laplace, by_hand(run.model, [text]))
+    same_posterior(callback.laplace, by_hand(run.model, [text], start))
 
 
 def test_margins_are_refused_before_training(tmp_path: Path) -> None:

@@ -227,3 +227,25 @@ def test_real_outputs_are_not_cross_fitted() -> None:
     la = LaplaceLoRA(MODELS["bert"](1), LaplaceConfig(progress=False), Scalar()).fit(batches(examples(6), 3))
     with pytest.raises(LaplaceLoRAError, match="classes"):
         la.tune_prior("cross_fit", [(la, batches(examples(3), 3))] * 2)
+
+
+@pytest.mark.parametrize("structure", ["kron", "exact", "diag"])
+def test_auto_keeps_the_answers_of_many_classes(structure: str, tmp_path: Path) -> None:
+    """Also after saving and loading; other ways of tuning, which see held-out rows or follow the paper, do not."""
+    model, train, _ = setting("bert", 4)
+    few = random_examples(30, 4, seed=5)
+    la = fitted(model, train, structure=structure, prior_precision=1e-3)
+    wide = la.predict_dataset(batches(few, 5))
+    assert not la.keeps_answers
+    assert (wide.prediction != wide.mean.argmax(dim=1)).any(), "the question did not arise"
+    la.tune_prior("auto")
+    assert la.keeps_answers
+    assert "answers are the trained adapter's" in la.summary()
+    found = la.predict_dataset(batches(few, 5))
+    assert torch.equal(found.prediction, found.mean.argmax(dim=1))
+    la.save_pretrained(tmp_path)
+    again = LaplaceLoRA.from_pretrained(model, tmp_path)
+    assert again.keeps_answers
+    close(again.predict_dataset(batches(few, 7)).probabilities, found.probabilities)
+    la.tune_prior("evidence")
+    assert not la.keeps_answers

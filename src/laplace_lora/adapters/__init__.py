@@ -1,6 +1,6 @@
 """Everything the library knows about PEFT: which weights an adapter trains, and where they act."""
 
-from laplace_lora.adapters.active import altered_start, task_type
+from laplace_lora.adapters.active import active_adapter, altered_start, task_type
 from laplace_lora.adapters.discovery import AdapterSites, discover_sites, output_embeddings
 from laplace_lora.adapters.files import SavedAdapter, read_saved_adapter
 from laplace_lora.adapters.fingerprint import Fingerprint, fingerprint
@@ -17,6 +17,7 @@ __all__ = [
     "ModelKind",
     "SavedAdapter",
     "Site",
+    "active_adapter",
     "adapter_state_dict",
     "altered_start",
     "discover_sites",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
 from laplace_lora.adapters import fingerprint
@@ -19,7 +20,8 @@ from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.readouts import Readout
 
 Batch = Mapping[str, Any]
-_METHODS = ("evidence", "validation")
+_WITHOUT_HELD_OUT = ("auto", "evidence")
+_METHODS = (*_WITHOUT_HELD_OUT, "validation")
 
 
 class LaplaceCallback(TrainerCallback):
@@ -59,7 +61,7 @@ class LaplaceCallback(TrainerCallback):
         config: LaplaceConfig | None = None,
         readout: Readout | None = None,
         every_n_steps: int | None = None,
-        prior: str | float | Mapping[str, float] = "evidence",
+        prior: str | float | Mapping[str, float] = "auto",
         train_dataloader: Iterable[Batch] | None = None,
         eval_dataloader: Iterable[Batch] | None = None,
         output_dir: str | Path | None = None,
@@ -71,8 +73,8 @@ class LaplaceCallback(TrainerCallback):
             config: Settings of the posterior; the defaults of :class:`LaplaceConfig` if not given.
             readout: How the model is read; inferred from model, collator and data where there is only one.
             every_n_steps: Fit after every so many optimizer steps too; at the end only if not given.
-            prior: ``"evidence"`` or ``"validation"`` (on the evaluation set, which "after" then has seen), or the
-                prior precision itself, which is then not tuned.
+            prior: ``"auto"`` or ``"evidence"`` (centred on the adapter as training found it), ``"validation"`` (on the
+                evaluation set, which "after" then has seen), or the prior precision itself, which is then not tuned.
             train_dataloader: Batches to fit to, instead of the Trainer's data; read as they come, again for every fit.
             eval_dataloader: Labelled batches to measure, instead of the Trainer's evaluation set.
             output_dir: Folder of the last posterior; the Trainer's if not given.
@@ -83,7 +85,9 @@ class LaplaceCallback(TrainerCallback):
         """
         self.config = config or LaplaceConfig()
         if isinstance(prior, str) and prior not in _METHODS:
-            raise LaplaceLoRAError(f"prior={prior!r} is not known; choose evidence, validation or a prior precision.")
+            raise LaplaceLoRAError(
+                f"prior={prior!r} is not known; choose auto, evidence, validation or a prior precision."
+            )
         if not isinstance(prior, str):
             self.config = dataclasses.replace(self.config, prior_precision=prior)
         for name, value in (("every_n_steps", every_n_steps), ("batch_size", batch_size)):
@@ -107,6 +111,7 @@ class LaplaceCallback(TrainerCallback):
         self._la: LaplaceLoRA | None = None
         self._failure: Exception | None = None
         self._weights: str | None = None
+        self._start: dict[str, Tensor] | None = None
 
     @property
     def laplace(self) -> LaplaceLoRA:
@@ -173,6 +178,8 @@ class LaplaceCallback(TrainerCallback):
                     f"prior='validation' needs one evaluation set, and there are {len(self._eval_loaders)}; give "
                     "LaplaceCallback(eval_dataloader=...), or the Trainer an eval_dataset."
                 )
+            # A run that goes on from a checkpoint began elsewhere; there, the prior is centred on zero.
+            self._start = None if state.global_step else trainers.adapter_of(kwargs["model"])
             self._try_out(args, kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -243,8 +250,8 @@ class LaplaceCallback(TrainerCallback):
         with trainers.own_precision(model):
             la = LaplaceLoRA(model, self.config, self.readout or loaders.readout_of_collator(train)).fit(counted)
             evaluated = 0
-            if self.prior == "evidence":
-                la.tune_prior("evidence")
+            if self.prior in _WITHOUT_HELD_OUT:
+                la.tune_prior(self.prior, starting_point=self._start)
             elif self.prior == "validation":
                 watched = measures.Counted(next(iter(evaluation.values())))
                 la.tune_prior("validation", watched)
@@ -271,8 +278,8 @@ class LaplaceCallback(TrainerCallback):
         with trainers.own_precision(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             la = LaplaceLoRA(model, config, readout).fit(first)
-            if self.prior == "evidence":
-                la.require_tunable("evidence")
+            if self.prior in _WITHOUT_HELD_OUT:
+                la.require_tunable(self.prior, known_start=self._start is not None)
                 la.log_marginal_likelihood()  # not yet tuned: one batch is too little
             for name, evaluation in self._eval_loaders.items():
                 held_out = loaders.FirstBatch(evaluation)

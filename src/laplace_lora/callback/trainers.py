@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import peft
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from laplace_lora.adapters import active_adapter, adapter_state_dict
 from laplace_lora.errors import LaplaceLoRAError
 
 
@@ -93,6 +94,19 @@ def peft_model(model: Any) -> peft.PeftModel:
             )
         inner = found
     return inner
+
+
+def adapter_of(model: Any) -> dict[str, Tensor]:
+    """Copy the adapter's weights as they are now.
+
+    Args:
+        model: As the Trainer's events carry it.
+
+    Returns:
+        On the CPU, under PEFT's keys.
+    """
+    inner = peft_model(model)
+    return {key: value.cpu().clone() for key, value in adapter_state_dict(inner, active_adapter(inner)).items()}
 
 
 @contextlib.contextmanager

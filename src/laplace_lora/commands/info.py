@@ -30,6 +30,7 @@ def info(directory: str | Path) -> str:
         state.readout,
         state.noise_variance,
         state.temperature,
+        state.keeps_answers,
     )
     form = state.input_format
     lines = [

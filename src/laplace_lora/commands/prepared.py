@@ -157,6 +157,7 @@ class Prepared:
             "readout": {"name": readout.name, "settings": readout.settings()},
             "prior_precision": self.la.prior_precision,
             "mean_temperature": self.la.temperature,
+            "keeps_answers": self.la.keeps_answers,
             "data": origin(self.data),
             "posterior": {
                 "structure": self.la.config.structure,
@@ -215,6 +216,7 @@ class Prepared:
             ("Training examples", f"{self.la.training.examples:,}"),
             ("Prior precision", shown),
             *([] if self.la.temperature == 1.0 else [("Temperature of the mean logits", f"{self.la.temperature:.4g}")]),
+            *([("Answers", "the trained adapter's")] if self.la.keeps_answers else []),
             *more,
             *((f"Seconds: {name}", f"{value:.1f}") for name, value in seconds.items()),
             *self.versions.items(),

@@ -141,4 +141,5 @@ def say_prior(console: Console, la: LaplaceLoRA, wish: PriorWish) -> None:
         prior_precision=precision,
         temperature=la.temperature,
         raised=la.prior_raised,
+        keeps_answers=la.keeps_answers,
     )

@@ -120,6 +120,7 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "noise_variance": lambda value: value is None or (is_number(value) and value > 0),
     "targets": lambda value: value is None or is_whole(value),
     "temperature": lambda value: is_number(value) and value > 0,
+    "keeps_answers": lambda value: isinstance(value, bool),
     "squared_distances": lambda value: (
         value is None or is_list_of(lambda number: is_number(number) and number >= 0, value)
     ),

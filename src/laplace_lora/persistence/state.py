@@ -98,6 +98,7 @@ class SavedState:
         temperature: Divides the mean logits of classes.
         squared_distances: (G,) squared distances |theta - theta_0|^2 from the prior's mean theta_0; None where that is
             zero.
+        keeps_answers: Whether the classes' order in predictions is that of their mean logits.
     """
 
     library_version: str
@@ -119,6 +120,7 @@ class SavedState:
     effective_parameters: Mapping[str, float] | None = None
     temperature: float = 1.0
     squared_distances: tuple[float, ...] | None = None
+    keeps_answers: bool = False
 
     def to_description(self) -> dict[str, Any]:
         """Return plain JSON values.
@@ -143,7 +145,7 @@ class SavedState:
         """
         check_description(document)
         try:
-            # Files of earlier versions lack the last six.
+            # Files of earlier versions lack the last seven.
             values = {field.name: document[field.name] for field in dataclasses.fields(cls) if field.name in document}
             values |= {
                 "config": checked_config(document["config"]),

@@ -22,6 +22,7 @@ def describe(
     readout: str = "class_logits",
     noise: float | None = None,
     temperature: float = 1.0,
+    keeps_answers: bool = False,
 ) -> str:
     """Say what a posterior covers, what it does not, and how it was tuned.
 
@@ -36,6 +37,7 @@ def describe(
         readout: Name of the readout.
         noise: Noise variance in use, where the likelihood has one that was tuned.
         temperature: Divides the mean logits of classes.
+        keeps_answers: Whether the classes' order in predictions is that of their mean logits.
 
     Returns:
         Several lines of text.
@@ -63,6 +65,8 @@ def describe(
         lines.append(f"  noise variance: {noise:.4g}")
     if temperature != 1.0:
         lines.append(f"  temperature of the mean logits: {temperature:.4g}")
+    if keeps_answers and fitted.classes > 2:
+        lines.append("  answers are the trained adapter's: variance is spread evenly over the contrasts of its logits")
     scale = 1.0 if noise is None else noise / config.noise_variance
     gamma = posterior.effective_parameters(precision * scale).tolist()
     how = f"tuned by {tuned_by.replace('_', '-')}" if tuned_by else "as configured"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from laplace_lora.config import PredictiveRule
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.predictive.even import evened, in_order_of
 from laplace_lora.predictive.integrators import INTEGRATORS
 
 
@@ -49,6 +50,7 @@ class Predictive:
         rule: PredictiveRule = "integral",
         points: int = 4096,
         temperature: float = 1.0,
+        keeps_answers: bool = False,
     ) -> "Predictive":
         """Average the softmax over Gaussian logits.
 
@@ -59,12 +61,17 @@ class Predictive:
                 ``probit`` (its expected entropy is the integral's), ``laplace_bridge`` or ``mc``.
             points: Points of the integral for K of 4 and more; draws of ``mc``.
             temperature: Divides the mean logits before they are averaged, and nothing else.
+            keeps_answers: Average with the variance spread evenly over the contrasts, so that the classes' order is
+                that of ``mean`` (:mod:`laplace_lora.predictive.even`).
 
         Returns:
             The predictive distribution.
         """
         mean, covariance = mean.double(), covariance.double()
-        probabilities, expected_entropy = INTEGRATORS[rule](mean / temperature, covariance, points)
+        averaged = evened(covariance) if keeps_answers else covariance
+        probabilities, expected_entropy = INTEGRATORS[rule](mean / temperature, averaged, points)
+        if keeps_answers:
+            probabilities = in_order_of(mean, probabilities)
         total = torch.special.entr(probabilities).sum(dim=-1)
         return cls(
             mean=mean,
@@ -85,6 +92,7 @@ class Predictive:
         rule: PredictiveRule = "integral",
         points: int = 4096,
         temperature: float = 1.0,
+        keeps_answers: bool = False,
     ) -> "Predictive":
         """Average the softmax over the k largest logits of every example; the others keep MAP's probabilities.
 
@@ -97,6 +105,7 @@ class Predictive:
             rule: As for :meth:`from_gaussian`.
             points: As for :meth:`from_gaussian`.
             temperature: As for :meth:`from_gaussian`; the others keep MAP's probabilities at it.
+            keeps_answers: As for :meth:`from_gaussian`, over the k largest.
 
         Returns:
             The predictive distribution over all K classes; ``covariance`` is 0 outside the k classes.
@@ -104,7 +113,7 @@ class Predictive:
         mean, covariance = mean.double(), covariance.double()
         size, count = covariance.shape[:2]
         values, index = mean.topk(count, dim=-1)
-        among = cls.from_gaussian(values, covariance, rule, points, temperature)
+        among = cls.from_gaussian(values, covariance, rule, points, temperature, keeps_answers)
         rest = torch.softmax(mean / temperature, dim=-1).scatter(1, index, 0.0)
         neglected = rest.sum(dim=-1)
         kept = 1.0 - neglected

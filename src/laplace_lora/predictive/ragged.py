@@ -16,6 +16,7 @@ def of_options(
     rule: PredictiveRule = "integral",
     points: int = 4096,
     temperature: float = 1.0,
+    keeps_answers: bool = False,
 ) -> Predictive:
     """Average the softmax over every example's own options.
 
@@ -25,17 +26,19 @@ def of_options(
         rule: As for :meth:`Predictive.from_gaussian`.
         points: As for :meth:`Predictive.from_gaussian`.
         temperature: As for :meth:`Predictive.from_gaussian`.
+        keeps_answers: As for :meth:`Predictive.from_gaussian`.
 
     Returns:
         The predictive distribution.
     """
     counts = torch.isfinite(mean).sum(dim=1)
     if int(counts.min()) == mean.shape[1]:
-        return Predictive.from_gaussian(mean, covariance, rule, points, temperature)
+        return Predictive.from_gaussian(mean, covariance, rule, points, temperature, keeps_answers)
     parts, order = [], []
     for count in sorted(set(counts.tolist())):
         rows = (counts == count).nonzero()[:, 0]
-        parts.append(_of_equal(mean[rows, :count], covariance[rows, :count, :count], rule, points, temperature))
+        own = mean[rows, :count], covariance[rows, :count, :count]
+        parts.append(_of_equal(*own, rule, points, temperature, keeps_answers))
         order.append(rows)
     together = concatenate(parts, options=mean.shape[1])
     back = torch.cat(order).argsort()
@@ -56,9 +59,11 @@ def concatenate(parts: Sequence[Predictive], options: int | None = None) -> Pred
     return Predictive.concatenate([_widened(part, widest) for part in parts])
 
 
-def _of_equal(mean: Tensor, covariance: Tensor, rule: PredictiveRule, points: int, temperature: float) -> Predictive:
+def _of_equal(
+    mean: Tensor, covariance: Tensor, rule: PredictiveRule, points: int, temperature: float, keeps_answers: bool
+) -> Predictive:
     if mean.shape[1] > 1:
-        return Predictive.from_gaussian(mean, covariance, rule, points, temperature)
+        return Predictive.from_gaussian(mean, covariance, rule, points, temperature, keeps_answers)
     sure, zero = torch.ones_like(mean, dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64).to(mean.device)
     return Predictive(mean.double(), covariance.double(), sure, sure, zero, zero, zero, zero)
 
