@@ -25,8 +25,8 @@ def parser_of(description: str | None, needs_data: bool = True) -> argparse.Argu
         parser.add_argument("--data-dir", type=Path, required=True, help="folder with sst2/, rte/, boolq_passage/ ...")
     parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/quality)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
     if needs_data:
-        parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
         parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of the data (default: all)")
     return parser
 

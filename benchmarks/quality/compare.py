@@ -8,6 +8,7 @@ and no ways: a temperature alone, and a precision with it, chosen on the test ex
 import concurrent.futures
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import CASES, CROSS_FITTED, FOLDS
-from common import write_results
+from common import RESULTS, write_results
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -230,14 +231,30 @@ def measure(work: Path, name: str, seed: int, checkpoint: str) -> dict[str, Any]
 
 
 def main() -> None:
-    """Compare on every adapter whose statistics are there."""
+    """Compare on every adapter whose statistics are there; results of others stay as they are."""
     parser = parser_of(__doc__, needs_data=False)
     parser.add_argument("--processes", type=int, default=2, help="side by side, of one thread each (default: 2)")
     options = parser.parse_args()
-    adapters = itertools.product([options.work_dir.resolve()], CASES, options.seeds, CHECKPOINTS)
+    adapters = itertools.product([options.work_dir.resolve()], options.cases, options.seeds, CHECKPOINTS)
     with concurrent.futures.ProcessPoolExecutor(options.processes, initializer=_one_thread) as pool:
         found = [result for result in pool.map(_measured, adapters) if result is not None]
-    write_results("quality", found, show=False)
+    write_results("quality", merged(found), show=False)
+
+
+def merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put results beside those of other adapters, measured before, and mark these: not this command measured them."""
+    path = RESULTS / "quality.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    mine = {_key(result) for result in found}
+    kept = [{**result, "measured_before": True} for result in before if _key(result) not in mine]
+    cases = list(CASES)
+    return sorted(
+        [*kept, *found], key=lambda r: (cases.index(r["case"]), r["seed"], CHECKPOINTS.index(r["checkpoint"]))
+    )
+
+
+def _key(result: dict[str, Any]) -> tuple[Any, ...]:
+    return result["case"], result["seed"], result["checkpoint"]
 
 
 def _one_thread() -> None:

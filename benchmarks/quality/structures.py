@@ -6,12 +6,13 @@ precision. Of the test examples the first part serves as held-out rows (``valida
 rest. Results lie beside the adapters, structure by structure, so that a run can be interrupted or extended.
 """
 
+import argparse
 import dataclasses
 import gc
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "kron_low_rank": {"structure": "kron_low_rank"},
     "ekfac": {"structure": "ekfac"},
     "kron": {"structure": "kron"},
+    "kron, whole factors": {"structure": "kron", "factor_rank": 10_000},
     "kron, reduce": {"structure": "kron", "kfac": "reduce"},
     "kron, expand": {"structure": "kron", "kfac": "expand"},
     "kron, official": {"structure": "kron", "kfac": "official"},
@@ -263,17 +265,20 @@ class Adapter:
         }
 
 
-def measure(work: Path, data: Path, task: str, seed: int, wanted: Sequence[str], selections: bool) -> None:
-    """Measure all that is wanted and not there on a run's three checkpoints."""
+def measure(work: Path, options: argparse.Namespace, task: str, seed: int) -> None:
+    """Measure all that is wanted and not there on a run's checkpoints."""
+    data, wanted = options.data_dir.resolve(), options.structures
     case, run = CASES[task], folder_of(work, task, seed, "all")
     if not is_trained(run):
         return
     train, _ = split(training_rows(data, case, seed), case, "all")
     for name, position in choose_checkpoints(run, train).items():
+        if name not in options.checkpoints:
+            continue
         path = run / "statistics" / name / "structures.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"structures": {}, "selections": {}}
         missing = [("structures", key, STRUCTURES[key]) for key in wanted if key not in found["structures"]]
-        if selections:
+        if not options.no_selections:
             missing += [("selections", *item) for item in SELECTIONS.items() if item[0] not in found["selections"]]
         if not missing:
             continue
@@ -297,27 +302,27 @@ def main() -> None:
     parser.add_argument("--structures", nargs="+", choices=STRUCTURES, default=list(STRUCTURES), help="(default: all)")
     parser.add_argument("--no-selections", action="store_true", help="leave out posteriors over some layers")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/structures.json")
+    parser.add_argument(
+        "--checkpoints", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS), help="(default: all)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for case, seed, part in runs_of(options):
-        if part == "all":
-            measure(
-                options.work_dir.resolve(),
-                options.data_dir.resolve(),
-                case,
-                seed,
-                options.structures,
-                not options.no_selections,
-            )
+    work = options.work_dir.resolve()
+    runs = [run[:2] for run in runs_of(options) if run[2] == "all"]
+    for task, seed in runs:
+        measure(work, options, task, seed)
     if options.write:
-        results = []
-        for case, seed, part in runs_of(options):
-            for name in CHECKPOINTS if part == "all" else ():
-                path = folder_of(options.work_dir.resolve(), case, seed, part) / "statistics" / name / "structures.json"
-                if path.exists():
-                    about = {"case": case, "seed": seed, "checkpoint": name}
-                    results.append(about | json.loads(path.read_text()))
-        write_results("structures", results, show=False)
+        write_results("structures", list(results(work, runs)), show=False)
+
+
+def results(work: Path, runs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    """Read what has been measured of some runs."""
+    for task, seed in runs:
+        for checkpoint in CHECKPOINTS:
+            path = folder_of(work, task, seed, "all") / "statistics" / checkpoint / "structures.json"
+            if path.exists():
+                found = json.loads(path.read_text(encoding="utf-8"))
+                yield {"case": task, "seed": seed, "checkpoint": checkpoint, **found}
 
 
 if __name__ == "__main__":
