@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, integrators, quality, side_by_side, tasks, tuning
+from rendering import costs, demo, integrators, quality, side_by_side, structures, tasks, tuning
 from rendering.common import ROOT
 
 FILES = (
@@ -28,6 +28,8 @@ FILES = (
     "docs/gpu.md",
     "docs/tasks.md",
     "docs/tuning.md",
+    "docs/structures.md",
+    "docs/ood.md",
 )
 
 
@@ -67,7 +69,18 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tuning.tuning_nll,
         tuning.tuning_figures,
         tuning.tuning_harm,
+        tuning.tuning_answers,
         tuning.tuning_few,
+        structures.structures_state,
+        structures.structures_distance,
+        structures.structures_quality,
+        structures.structures_each,
+        structures.structure_costs,
+        structures.top_layers,
+        structures.selections_distance,
+        structures.selections_quality,
+        structures.ood,
+        structures.ood_summary,
         tuning.tuning_refit,
         tuning.tuning_refit_ece,
         costs.grid_search,

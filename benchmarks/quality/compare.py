@@ -124,6 +124,8 @@ def methods_of(
         chosen = {"precision": (raised * precision).tolist(), "raised": raised}
         data = whole.held_out("test", "global")
         found[f"auto, {centre}"] = (predicted(data, raised * precision, keeps_answers=True), chosen)
+        if data.mean.shape[1] > 2:
+            found[f"auto, {centre}, variances as they are"] = (predicted(data, raised * precision), chosen)
     temperature = fit_temperature(whole.logits("test"), whole.labels("test"))
     found[f"temperature, {TOLD}"] = (whole.logits("test").softmax(temperature), {"temperature": temperature})
     found |= {f"both, {TOLD}": both for both in _jointly("", whole, [whole], ("global",), "test").values()}

@@ -118,6 +118,22 @@ def tuning_harm() -> str:
     return table(["way", "adapters", "NLL", "there", "accuracy lost"], rows)
 
 
+def tuning_answers() -> str:
+    """Of more than two classes: ``auto`` with its variance spread evenly, and as it is."""
+    ways = ("auto, start", "auto, start, variances as they are")
+    rows = []
+    for result in load("quality")["results"]:
+        if ways[1] not in result["methods"]:
+            continue
+        found = [result["methods"][name] for name in ("map", *ways)]
+        cells = [f"{one[figure]:.3f}" for figure in ("accuracy", "nll", "ece", "auroc") for one in found]
+        rows.append([result["case"], result["checkpoint"], str(result["seed"]), *cells])
+    names = [
+        f"{figure}, {way}" for figure in ("accuracy", "NLL", "ECE", "AUROC") for way in ("map", "evenly", "as they are")
+    ]
+    return table(["case", "checkpoint", "seed", *names], rows)
+
+
 def tuning_few() -> str:
     """What forty examples do."""
     rows = []
