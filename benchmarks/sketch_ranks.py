@@ -18,8 +18,8 @@ from torch import Tensor
 
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.demo.training import batches
+from laplace_lora.eigenbases import SpectralFactor
 from laplace_lora.posterior import KroneckerPosterior, Posterior
-from laplace_lora.posterior.factor import SpectralFactor
 
 
 def variances(posterior: Posterior, jacobians: list[Tensor], delta: float) -> Tensor:

@@ -220,6 +220,17 @@ def exact_block(parts: Sequence[Part]) -> Tensor:
     return block
 
 
+def kronecker_block(parts: Sequence[Part], rule: str) -> Tensor:
+    """Return kron(L, R)."""
+    return torch.kron(*kronecker_factors(parts, rule))
+
+
+def corrected_block(parts: Sequence[Part], rule: str) -> Tensor:
+    """Return Q diag(Q^T F Q) Q^T, F the exact block and Q the eigenvectors of kron(L, R)."""
+    basis = torch.kron(*(torch.linalg.eigh(factor).eigenvectors for factor in kronecker_factors(parts, rule)))
+    return basis @ torch.diag((basis.T @ exact_block(parts) @ basis).diagonal()) @ basis.T
+
+
 def root_parts(
     model: nn.Module,
     examples: Sequence[Example],
@@ -315,7 +326,8 @@ def dense_posterior(
         examples: The training data.
         structure: ``exact`` (all blocks jointly; ``low_rank`` equals it where the data have no more rows than it has
             directions, and is taken for it here), ``block`` (exact within each block), ``diag``, ``isotropic``,
-            ``kron``, or ``last_layer`` (``kron`` on the head alone).
+            ``kron``, ``ekfac`` (the diagonal of each exact block in the eigenbasis of ``kron``'s factors), or
+            ``last_layer`` (``kron`` on the head alone).
         kfac: The rule of the Kronecker factors.
         include_head: Whether fully trained layers belong to it.
         noise_variance: Of a Gaussian likelihood; None for the categorical.
@@ -325,9 +337,10 @@ def dense_posterior(
     """
     among = [block for block in blocks(model, include_head) if structure != "last_layer" or block.head]
     values = [weights(model, block).flatten() for block in among]
-    if structure in ("kron", "last_layer"):
+    if structure in ("kron", "ekfac", "last_layer"):
         parts = root_parts(model, examples, among, lambda f: root_symmetric(f, noise_variance))
-        likelihood = torch.block_diag(*(torch.kron(*kronecker_factors(parts[b.name], kfac)) for b in among))
+        block_of = corrected_block if structure == "ekfac" else kronecker_block
+        likelihood = torch.block_diag(*(block_of(parts[b.name], kfac) for b in among))
     else:
         likelihood = dense_ggn(model, examples, among, noise_variance)
         if structure == "block":

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
 
-Structure = Literal["kron", "kron_svd", "diag", "exact", "low_rank", "isotropic", "last_layer"]
+Structure = Literal["kron", "kron_svd", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce"]
 PriorGroups = Literal["global", "role", "module", "matrix"]
@@ -18,7 +18,7 @@ LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 
 #: Directions that wide Kronecker factors, or with ``low_rank`` all weights together, are kept by.
-FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "last_layer": 64, "low_rank": 200}
+FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "ekfac": 64, "last_layer": 64, "low_rank": 200}
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
 
@@ -39,22 +39,24 @@ class LaplaceConfig:
     Attributes:
         structure: Shape of the posterior. ``kron``: one Kronecker factor pair per LoRA matrix, matrices
             independent. ``kron_svd``: the same with the paper's own low-rank factors, a running singular value
-            decomposition, for comparison. ``diag``: all weights independent. ``isotropic``: one variance for all
-            weights of a matrix. ``exact``: the full generalised Gauss-Newton matrix (GGN) over all matrices jointly,
-            in dual form. ``low_rank``: ``factor_rank`` directions of it, all matrices together, and the rest of its
-            diagonal. ``last_layer``: ``kron`` over the classification head only, without any backward pass.
+            decomposition, for comparison. ``ekfac``: the diagonal of every matrix's exact block in the eigenbasis of
+            the factors of ``kron``, which takes a second pass over the data. ``diag``: all weights independent.
+            ``isotropic``: one variance for all weights of a matrix. ``exact``: the full generalised Gauss-Newton
+            matrix (GGN) over all matrices jointly, in dual form. ``low_rank``: ``factor_rank`` directions of it, all
+            matrices together, and the rest of its diagonal. ``last_layer``: ``kron`` over the classification head
+            only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
             not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes with
             ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
-        kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``last_layer``): ``fitted`` to
-            the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
+        kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``ekfac``, ``last_layer``):
+            ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
-            ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or cut off
-            (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large as the
-            widest. 64 if not given, 10 with ``kron_svd``, as in the paper. With ``low_rank`` the number of directions
-            for all weights together, 200 if not given: exact up to as many rows N (K-1).
+            ``ekfac``, ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or
+            cut off (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large
+            as the widest. 64 if not given, 10 with ``kron_svd``, as in the paper. With ``low_rank`` the number of
+            directions for all weights together, 200 if not given: exact up to as many rows N (K-1).
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
         prior_groups: Which matrices share a prior precision: ``global`` (one), ``role`` (one each for all lora_A, all
@@ -184,6 +186,7 @@ class LaplaceConfig:
         one_pass = classes > MOST_CLASSES_EXACT_FISHER and self.structure in (
             "kron",
             "kron_svd",
+            "ekfac",
             "diag",
             "low_rank",
             "isotropic",

@@ -14,7 +14,7 @@ from laplace_lora import tuning
 from laplace_lora.adapters import altered_start, discover_sites
 from laplace_lora.config import LaplaceConfig, Score, TunedBy
 from laplace_lora.covered import Covered
-from laplace_lora.curvature import FitResult, fit_curvature, require_finite_statistics
+from laplace_lora.curvature import FitResult, fit_curvature, fit_further, require_finite_statistics, require_rereadable
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.fitted import Fitted
 from laplace_lora.persistence import (
@@ -160,8 +160,8 @@ class LaplaceLoRA:
     def fit(self, loader: Iterable[Batch]) -> "LaplaceLoRA":
         """Collect the curvature of the training data in one pass.
 
-        The loader is read once. Each batch takes one forward pass and K-1 backward passes to the LoRA
-        weights, or one with a one-pass Fisher, or none with ``last_layer``. Labels are not needed for the
+        The loader is read once, with ``ekfac`` twice. Each batch takes one forward pass and K-1 backward passes to the
+        LoRA weights, or one with a one-pass Fisher, or none with ``last_layer``. Labels are not needed for the
         posterior; without them there is no evidence. Fitting again starts anew, from the configured prior.
 
         Args:
@@ -171,6 +171,8 @@ class LaplaceLoRA:
             Itself.
         """
         self._fitted = None
+        again = loader
+        require_rereadable(self._structure.curvature.passes, self.config, loader)
         if self._inferring:
             loader = Peeked(self.model, loader, None if self._covers is None else self.readout)
             self._read_by(loader.readout)
@@ -179,6 +181,8 @@ class LaplaceLoRA:
         result, check, padding_side = fit_curvature(
             self.model, covered.sites, curvature, self.config, self.readout, covered.reader.likelihood, loader
         )
+        covers = covered.sites, self.config, self.readout, covered.reader.likelihood
+        curvature = fit_further(curvature, self.model, *covers, again, result)
         self._settle_names(result.classes)
         statistics = curvature.finalise()
         require_finite_statistics(statistics, covered.shapes)

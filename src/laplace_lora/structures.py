@@ -9,6 +9,7 @@ from laplace_lora.config import LaplaceConfig, Structure
 from laplace_lora.curvature import (
     Curvature,
     DiagonalCurvature,
+    EigenbasisCurvature,
     IsotropicCurvature,
     KroneckerCurvature,
     LowRankCurvature,
@@ -18,6 +19,7 @@ from laplace_lora.curvature import (
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.posterior import (
     DiagonalPosterior,
+    EigenvalueCorrectedPosterior,
     ExactPosterior,
     IsotropicPosterior,
     KroneckerPosterior,
@@ -44,6 +46,7 @@ class StructureParts:
 STRUCTURES: dict[Structure, StructureParts] = {
     "kron": StructureParts(KroneckerCurvature, KroneckerPosterior),
     "kron_svd": StructureParts(TruncatedKroneckerCurvature, KroneckerPosterior),
+    "ekfac": StructureParts(EigenbasisCurvature, EigenvalueCorrectedPosterior),
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
     "low_rank": StructureParts(LowRankCurvature, LowRankPosterior),

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from cli.folders import (
     write_jsonl,
 )
 from laplace_lora import LaplaceLoRA, load_adapter
+from laplace_lora.config import Structure
 from laplace_lora.evaluation import compare, load_outputs
 
 VERBS = ("train", "fit", "evaluate", "predict", "info")
@@ -97,7 +98,7 @@ def test_fitting_again_is_reproducible_and_remembers_the_format(folders: Folders
         assert part in info
 
 
-@pytest.mark.parametrize("structure", ["kron", "kron_svd", "diag", "exact", "low_rank", "isotropic", "last_layer"])
+@pytest.mark.parametrize("structure", get_args(Structure))
 @pytest.mark.parametrize("prior", [[], ["--prior", "0.5"], ["--prior-groups", "module"]])
 def test_every_structure_from_fit_to_info(
     structure: str, prior: list[str], folders: Folders, adapter: Path, tmp_path: Path

@@ -16,6 +16,9 @@ CASES = [
     ("kron", "fitted"),
     ("kron", "expand"),
     ("kron", "reduce"),
+    ("ekfac", "fitted"),
+    ("ekfac", "expand"),
+    ("ekfac", "reduce"),
     ("diag", "fitted"),
     ("exact", "fitted"),
     ("low_rank", "fitted"),
@@ -24,7 +27,7 @@ CASES = [
     ("last_layer", "expand"),
     ("last_layer", "reduce"),
 ]
-STRUCTURES = ["kron", "diag", "exact", "low_rank", "isotropic", "last_layer"]
+STRUCTURES = ["kron", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
 
 # Changes to a tiny model that put LoRA on other kinds of layer: name -> (model, settings).
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {

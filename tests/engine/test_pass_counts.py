@@ -48,6 +48,17 @@ def test_fit_tune_predict(name: str, structure: str, fisher: str, num_labels: in
     assert passes.take() == (2, 2 * contrasts)
 
 
+def test_a_second_pass_is_counted(passes: Passes) -> None:
+    """Twice what ``kron`` takes, and nothing more to tune and predict."""
+    model = counted_model(MODELS["bert"](3), passes)
+    la = fitted(model, random_examples(7), size=3, structure="ekfac")
+    assert passes.take() == (6, 12)
+    la.tune_prior("evidence")
+    assert passes.take() == (0, 0)
+    la.predict(collate(random_examples(4, seed=4)))
+    assert passes.take() == (1, 2)
+
+
 @pytest.mark.parametrize("kfac", ["fitted", "expand", "reduce"])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
 def test_passes_do_not_grow_with_the_layers(targets: object, kfac: str, passes: Passes) -> None:

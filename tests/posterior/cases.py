@@ -138,9 +138,27 @@ def random_data(examples: int = 7, tokens: int = 4, rows: int = 2, seed: int = 0
 
 
 def fold(config: LaplaceConfig, data: Data, batch_size: int = 100) -> Curvature:
-    """Fold data into a structure's curvature, batch by batch, row by row, matrix by matrix."""
-    shapes = shapes_of(config)
-    curvature = STRUCTURES[config.structure].curvature(shapes, config)
+    """Fold data into a structure's curvature, pass by pass."""
+    return merged(config, [data], batch_size)
+
+
+def merged(config: LaplaceConfig, parts: Sequence[Data], batch_size: int = 100) -> Curvature:
+    """Fold parts of the data by themselves, and merge what every pass ends with, in order."""
+    curvature = one_pass(STRUCTURES[config.structure].curvature(shapes_of(config), config), parts[0], batch_size)
+    for part in parts[1:]:
+        curvature.merge(one_pass(STRUCTURES[config.structure].curvature(shapes_of(config), config), part, batch_size))
+    while (after := curvature.next_pass()) is not None:
+        before, curvature = curvature, one_pass(after, parts[0], batch_size)
+        for part in parts[1:]:
+            following = before.next_pass()
+            assert following is not None
+            curvature.merge(one_pass(following, part, batch_size))
+    return curvature
+
+
+def one_pass(curvature: Curvature, data: Data, batch_size: int = 100) -> Curvature:
+    """Fold data batch by batch, row by row, matrix by matrix."""
+    shapes = curvature.shapes
     for start in range(0, len(data), batch_size):
         batch = data.take(range(start, min(start + batch_size, len(data))))
         mask = None if bool(batch.mask.all()) else batch.mask

@@ -12,11 +12,11 @@ from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import KroneckerCurvature
 from laplace_lora.curvature import sketch as sketches
 from laplace_lora.curvature.sketch import SketchedFactor
+from laplace_lora.eigenbases import SpectralFactor
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior import KroneckerPosterior
-from laplace_lora.posterior.factor import SpectralFactor
 from posterior.cases import close, dense_likelihood
 from posterior.sketching import SPECTRA, as_matrix, oracle_sketch, posterior_of_rows, rows_with, sketch_of, variance
 

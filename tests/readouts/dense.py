@@ -167,14 +167,14 @@ def posterior(
         f, j = jacobian(model, example, outputs, among)
         rows = root(f).T @ j
         ggn += rows.T @ rows
-        if structure == "kron":
+        if structure in ("kron", "ekfac"):
             for name, part in parts(model, example, outputs, root, among).items():
                 collected[name].append(part)
         if label is not None:
             total += float(oracles.log_likelihood(f, label(example), noise_variance))
-    if structure == "kron":
-        factors = [oracles.kronecker_factors(collected[block.name], kfac) for block in among]
-        ggn = torch.block_diag(*(torch.kron(*pair) for pair in factors))
+    if structure in ("kron", "ekfac"):
+        block_of = oracles.corrected_block if structure == "ekfac" else oracles.kronecker_block
+        ggn = torch.block_diag(*(block_of(collected[block.name], kfac) for block in among))
     elif structure == "diag":
         ggn = torch.diag(ggn.diagonal())
     elif structure == "isotropic":

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from laplace_lora.adapters import fingerprint
 from laplace_lora.callback import loaders, measures, trainers
-from laplace_lora.config import LaplaceConfig
+from laplace_lora.config import LaplaceConfig, TunedBy
 from laplace_lora.curvature import backward_passes
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.laplace import LaplaceLoRA
@@ -251,7 +251,7 @@ class LaplaceCallback(TrainerCallback):
             la = LaplaceLoRA(model, self.config, self.readout or loaders.readout_of_collator(train)).fit(counted)
             evaluated = 0
             if self.prior in _WITHOUT_HELD_OUT:
-                la.tune_prior(self.prior, starting_point=self._start)
+                la.tune_prior(cast(TunedBy, self.prior), starting_point=self._start)
             elif self.prior == "validation":
                 watched = measures.Counted(next(iter(evaluation.values())))
                 la.tune_prior("validation", watched)

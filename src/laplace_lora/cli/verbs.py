@@ -40,7 +40,7 @@ def fit(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     structure: Annotated[
-        str, typer.Option(help="Posterior: kron, kron_svd, diag, exact, low_rank, isotropic or last_layer.")
+        str, typer.Option(help="Posterior: kron, kron_svd, ekfac, diag, exact, low_rank, isotropic or last_layer.")
     ] = "kron",
     factor_rank: Annotated[
         int | None,

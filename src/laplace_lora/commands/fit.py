@@ -22,6 +22,7 @@ from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.loading import saved_input_format, saved_readout
 from laplace_lora.persistence import InputFormat, download_adapter
+from laplace_lora.structures import STRUCTURES
 
 #: With more than this share of the errors of always answering the commonest class, the adapter has learnt nothing.
 NO_BETTER = 0.95
@@ -165,7 +166,7 @@ def _given_format(config: FitConfig, folder: Path) -> InputFormat:
 def _say_plan(console: Console, la: LaplaceLoRA, opened: OpenAdapter, batches: Batches) -> None:
     readout = la.readout
     fisher = la.config.fisher_for(opened.classes, readout.name)
-    forward, examples = len(batches), len(batches.file)
+    forward, examples = len(batches) * STRUCTURES[la.config.structure].curvature.passes, len(batches.file)
     each = backward_passes(la.config, readout, opened.classes, fitting=True)
     console.say(
         "plan",

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,12 @@ class Curvature(abc.ABC):
 
     The data enter only through sums (or, for ``exact``, stacked rows), so neither batch size nor order
     matters and two halves of a data set merge into the whole; but for ``kron_svd``, which cuts after every batch.
+
+    Attributes:
+        passes: How often the data are read, this pass included.
     """
+
+    passes: ClassVar[int] = 1
 
     def __init__(self, shapes: Sequence[MatrixShape], config: LaplaceConfig) -> None:
         """Start empty.
@@ -29,6 +35,15 @@ class Curvature(abc.ABC):
         self.shapes = tuple(shapes)
         self.config = config
         self.dtype = torch.float32
+
+    def next_pass(self) -> "Curvature | None":
+        """Return what is to be folded in another pass over the same data, once this one is at its end.
+
+        Returns:
+            An empty fold of the same matrices, whose end is the curvature's; a new one with every call. None where
+            this one's end is.
+        """
+        return None
 
     def check_memory(self, rows_per_example: int, examples: int | None) -> None:  # noqa: B027 - most have no limit
         """Refuse what would not fit, before anything is computed.

@@ -1,6 +1,5 @@
 """The pass over the training data: every batch's gradients folded into one curvature."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,102 +13,15 @@ from laplace_lora.curvature.base import Curvature
 from laplace_lora.curvature.hashing import (
     digest_numbers,
     example_digests,
-    input_digests,
     joined_digests,
     uniform_numbers,
 )
+from laplace_lora.curvature.tally import FitResult, Tally, row_digests
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 from laplace_lora.errors import LaplaceLoRAError, UnsupportedInputError
 from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass, statistics_dtype
 from laplace_lora.likelihoods import Likelihood
-from laplace_lora.readouts import Draw, ModelRows, Reading, Readout, split_labels
-
-
-@dataclasses.dataclass(frozen=True)
-class FitResult:
-    """What one pass over the training data leaves behind, beside the curvature.
-
-    Attributes:
-        examples: Number of training examples, N.
-        classes: Number of logits, K.
-        log_likelihood: log p(D | theta*) in nats, or None without labels.
-        accuracy: Share of training examples that the trained adapter gets right, or None without labels
-            or classes.
-        inputs: (N,) int64 numbers that the examples' inputs are known by again, in ascending order.
-        targets: Number of labelled tokens, where the likelihood is that of tokens; then ``accuracy`` is theirs.
-    """
-
-    examples: int
-    classes: int
-    log_likelihood: float | None
-    accuracy: float | None
-    inputs: Tensor
-    targets: int | None = None
-
-    @property
-    def nll(self) -> float | None:
-        """Mean negative log-likelihood of the trained adapter on these examples, in nats, or None without labels."""
-        return None if self.log_likelihood is None else -self.log_likelihood / self.examples
-
-    def seen(self, rows: ModelRows) -> Tensor:
-        """Say which examples of a batch were among the training examples.
-
-        Args:
-            rows: The batch as the model sees it.
-
-        Returns:
-            (B,) bool.
-        """
-        return torch.isin(digest_numbers(_digests(rows)), self.inputs)
-
-
-class _Tally:
-    """Counts examples and adds up what their labels say of the trained adapter."""
-
-    def __init__(self, likelihood: Likelihood) -> None:
-        self.likelihood = likelihood
-        self.examples = 0
-        self.labelled = 0
-        self.log_likelihood = 0.0
-        self.correct = 0.0
-        self.targets = 0
-
-    def add(self, reading: Reading, labels: Tensor | None) -> None:
-        logits = reading.logits
-        self.examples += len(logits)
-        if reading.log_likelihood is not None:
-            self.labelled += len(logits)
-            self.log_likelihood += float(reading.log_likelihood.sum())
-            self.correct += reading.correct or 0
-            self.targets += reading.targets or 0
-        elif labels is not None:
-            self.labelled += len(logits)
-            self.log_likelihood += float(self.likelihood.log_likelihood(logits, labels).sum())
-            if self.likelihood.shift_invariant:
-                self.correct += float(_share_right(logits, labels).sum())
-        if self.labelled not in (0, self.examples):
-            raise UnsupportedInputError("some batches have labels and some have none; give labels with all or none.")
-
-    def result(self, classes: int, inputs: Tensor) -> FitResult:
-        labelled = self.labelled > 0
-        counted = self.targets or (self.examples if labelled and self.likelihood.shift_invariant else 0)
-        return FitResult(
-            examples=self.examples,
-            classes=classes,
-            log_likelihood=self.log_likelihood if labelled else None,
-            accuracy=self.correct / counted if counted else None,
-            inputs=inputs,
-            targets=self.targets or None,
-        )
-
-
-def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where the label's logit is the largest, 0 where it is not, and 1 / m where it ties with m - 1 others."""
-    largest = logits.max(dim=-1, keepdim=True).values
-    # Equal inputs give logits that are equal but for rounding.
-    rounding = 64.0 * torch.finfo(statistics_dtype(logits.dtype)).eps
-    best = logits >= largest - rounding * largest.abs().clamp(min=1.0)
-    return best.gather(1, labels.long()[:, None])[:, 0].double() / best.sum(dim=-1)
+from laplace_lora.readouts import Draw, ModelRows, Readout, split_labels
 
 
 def fit_curvature(
@@ -121,7 +33,7 @@ def fit_curvature(
     likelihood: Likelihood,
     loader: Iterable[Mapping[str, Any]],
 ) -> tuple[FitResult, TrainCheckExamples | None, str | None]:
-    """Fold a data set into a curvature. The loader is read once.
+    """Fold a data set into a curvature. The loader is read once; see :mod:`laplace_lora.curvature.further_passes`.
 
     Args:
         model: The PEFT model.
@@ -139,7 +51,7 @@ def fit_curvature(
         LaplaceLoRAError: The loader is empty.
     """
     device = next(model.parameters()).device
-    tally = _Tally(likelihood)
+    tally = Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
     classes, side = 0, None
     numbers: list[Tensor] = []
@@ -150,9 +62,9 @@ def fit_curvature(
             rows = readout.rows(inputs, given)
             labels = readout.labels(rows, given)
             # Before the forward pass: on a GPU reading the inputs back would wait for it.
-            digests = _digests(rows)
+            digests = row_digests(rows)
             numbers.append(digest_numbers(digests))
-            reading = runner.forward(rows, _draw(config, readout, rows))
+            reading = runner.forward(rows, draw_of(config, readout, rows))
             logits = reading.logits
             classes = max(classes, logits.shape[-1])
             if tally.examples == 0:
@@ -162,12 +74,12 @@ def fit_curvature(
                 curvature.check_memory(each, _total_examples(loader, logits))
             tally.add(reading, labels)
             side = side or _padding_side(rows.inputs)
-            directions, weights = _directions(config, readout, likelihood, logits, labels, rows)
+            directions, weights = directions_of(config, readout, likelihood, logits, labels, rows)
             keep = labels is not None and likelihood.shift_invariant
             if keep:
                 assert labels is not None
                 check.begin(digests, logits, labels, directions)
-            _fold_batch(runner, directions, weights, curvature, check if keep else None)
+            fold_batch(runner, directions, weights, curvature, check if keep else None)
     if tally.examples == 0:
         raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
     return tally.result(classes, torch.cat(numbers).sort().values), check.finalise(tally.examples), side
@@ -208,9 +120,19 @@ def backward_passes(config: LaplaceConfig, readout: Readout, classes: int, *, fi
     return classes if config.likelihood == "gaussian" else classes - 1
 
 
-def _fold_batch(
+def fold_batch(
     runner: JacobianPass | HeadPass, directions: Tensor, weights: Tensor, curvature: Curvature, check: TrainCheck | None
 ) -> None:
+    """Run a batch's backward passes and hand every gradient on.
+
+    Args:
+        runner: After the batch's forward pass.
+        directions: (B, K, M) of the logits.
+        weights: (B, M) of the directions.
+        curvature: Takes the gradients.
+        check: Takes them too, if it is to keep some.
+    """
+
     def receive(gradient: MatrixGradient) -> None:
         curvature.update(gradient, weights[:, gradient.row])
         if check is not None:
@@ -220,8 +142,17 @@ def _fold_batch(
     curvature.end_batch()
 
 
-def _draw(config: LaplaceConfig, readout: Readout, rows: ModelRows) -> Draw | None:
-    """Return the random numbers from which a readout that is a likelihood of its own samples labels."""
+def draw_of(config: LaplaceConfig, readout: Readout, rows: ModelRows) -> Draw | None:
+    """Return the random numbers from which a readout that is a likelihood of its own samples labels.
+
+    Args:
+        config: Settings.
+        readout: How logits are read.
+        rows: The batch as the model sees it.
+
+    Returns:
+        What draws them for every example, or None where no label is sampled so.
+    """
     if readout.likelihood != "tokens" or config.fisher_for(1, readout.name) == "empirical":
         return None
     digests = example_digests(rows.inputs, config.seed)
@@ -232,13 +163,7 @@ def _draw(config: LaplaceConfig, readout: Readout, rows: ModelRows) -> Draw | No
     return draw
 
 
-def _digests(rows: ModelRows) -> list[bytes]:
-    places = rows.places
-    place = None if places is None else places.place
-    return joined_digests(input_digests(rows.inputs), place, rows.examples, 1 if places is None else places.options)
-
-
-def _directions(
+def directions_of(
     config: LaplaceConfig,
     readout: Readout,
     likelihood: Likelihood,
@@ -246,6 +171,22 @@ def _directions(
     labels: Tensor | None,
     rows: ModelRows,
 ) -> tuple[Tensor, Tensor]:
+    """Return the rows of the GGN of a batch, as directions of its logits.
+
+    Args:
+        config: Says the Fisher.
+        readout: How logits are read.
+        likelihood: Gives the GGN's root.
+        logits: (B, K).
+        labels: (B,), or None.
+        rows: The batch as the model sees it, by which random signs and labels are drawn.
+
+    Returns:
+        (B, K, M) unit directions and their (B, M) weights.
+
+    Raises:
+        UnsupportedInputError: The Fisher is made of labels, and there are none.
+    """
     fisher = config.fisher_for(logits.shape[-1], readout.name)
     if fisher == "exact" or readout.likelihood == "tokens":
         return likelihood.root(logits)
@@ -280,7 +221,7 @@ def _check_classes(logits: Tensor, config: LaplaceConfig, readout: Readout) -> N
                 "the GGN, not for its inverse; use structure='kron' or 'diag' with NextToken."
             )
         return
-    if readout.separate and config.kfac == "reduce" and config.structure in ("kron", "kron_svd", "last_layer"):
+    if readout.separate and config.kfac == "reduce" and config.structure in ("kron", "kron_svd", "ekfac", "last_layer"):
         raise LaplaceLoRAError(
             f"kfac='reduce' would average the inputs of an example's options, which {readout!r} compares; use "
             "kfac='fitted'."

@@ -2,6 +2,7 @@
 
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior
 from laplace_lora.posterior.diagonal import DiagonalPosterior
+from laplace_lora.posterior.eigenvalue_corrected import EigenvalueCorrectedPosterior
 from laplace_lora.posterior.exact import ExactPosterior
 from laplace_lora.posterior.isotropic import IsotropicPosterior
 from laplace_lora.posterior.kronecker import KroneckerPosterior
@@ -11,6 +12,7 @@ from laplace_lora.posterior.spectrum import Grid, Spectrum
 __all__ = [
     "CovarianceAccumulator",
     "DiagonalPosterior",
+    "EigenvalueCorrectedPosterior",
     "ExactPosterior",
     "Grid",
     "IsotropicPosterior",

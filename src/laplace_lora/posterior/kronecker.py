@@ -1,8 +1,6 @@
 """K-FAC: the block of each weight matrix is a Kronecker product L (x) R of two factors.
 
-With tails, L = U diag(lam) U^T + t I_U and R = V diag(mu) V^T + s I_V (I_U, I_V the projections off U and V), the
-eigenspaces of L (x) R are U x V with lam_i mu_j, U x off V with lam_i s, off U x V with t mu_j, and off U x off V with
-t s: a weight matrix splits into four parts, each with its own eigenvalues (DESIGN, section 2, item 6).
+Its eigenspaces are those of :class:`laplace_lora.eigenbases.KroneckerBasis`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from laplace_lora.eigenbases import KroneckerBasis, SpectralFactor
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.eigen import EigenPosterior, Part
-from laplace_lora.posterior.factor import SpectralFactor
 
 _SIDES = ("left", "right")
 
@@ -67,51 +65,22 @@ class KroneckerPosterior(EigenPosterior):
         )
         return cls(shapes, left, right)
 
-    def _ordered(self, index: int) -> tuple[SpectralFactor, SpectralFactor, bool]:
-        """Return the factors of the short and of the long side, and whether that is right before left."""
-        left, right = self.left[index], self.right[index]
-        if len(left.vectors) > len(right.vectors):
-            return right, left, True
-        return left, right, False
+    def basis(self, index: int) -> KroneckerBasis:
+        """Return the basis of a matrix's space."""
+        return KroneckerBasis(self.left[index], self.right[index])
 
     def parts(self, index: int) -> list[Part]:
-        """See :meth:`EigenPosterior.parts`: short side by long side, whichever is which."""
-        short, long, _ = self._ordered(index)
-        found = [Part(short.values[:, None] * long.values)]
-        if long.outside:
-            found.append(Part((short.values * long.tail)[:, None], long.outside))
-        if short.outside:
-            found.append(Part((long.values * short.tail)[:, None], short.outside))
-        if short.outside and long.outside:
-            found.append(Part((short.tail * long.tail)[None, None], short.outside * long.outside))
-        return found
+        """See :meth:`EigenPosterior.parts`."""
+        basis = self.basis(index)
+        return [Part(*both) for both in zip(basis.eigenvalues(), basis.directions, strict=True)]
 
     def rotate(self, index: int, matrices: Tensor) -> list[Tensor]:
         """See :meth:`EigenPosterior.rotate`."""
-        short, long, swapped = self._ordered(index)
-        if swapped:
-            matrices = matrices.mT
-        turned = short.vectors.to(matrices.dtype).mT @ matrices
-        core, rest = long.split(turned)
-        found = [core] if rest is None else [core, rest]
-        if short.outside:
-            off = matrices - short.vectors.to(matrices.dtype) @ turned
-            core, rest = long.split(off)
-            found.append(core.mT)
-            if rest is not None:
-                found.append(rest.flatten(start_dim=1)[:, None])
-        return found
+        return self.basis(index).rotate(matrices)
 
     def rotate_back(self, index: int, parts: Sequence[Tensor]) -> Tensor:
         """See :meth:`EigenPosterior.rotate_back`."""
-        short, long, swapped = self._ordered(index)
-        left = list(parts)
-        core, rest = left.pop(0), left.pop(0) if long.outside else None
-        matrices = short.vectors.to(core.dtype) @ long.join(core, rest)
-        if short.outside:
-            core, rest = left.pop(0).mT, left[0].view_as(matrices) if long.outside else None
-            matrices = matrices + long.join(core, rest)
-        return matrices.mT if swapped else matrices
+        return self.basis(index).rotate_back(parts)
 
     def without_tail(self) -> "KroneckerPosterior":
         """See :meth:`Posterior.without_tail`."""
