@@ -1,10 +1,14 @@
 """A structure that reads the training data twice: what it may be given, and that a second pass is the first one's."""
 
+from typing import Literal
+
 import pytest
 import torch
 
+import oracles
 from engine.support import close, fitted, setting
 from laplace_lora import LaplaceConfig, LaplaceLoRA, LaplaceLoRAError
+from laplace_lora.posterior import EigenvalueCorrectedPosterior
 from tiny_models import Batch, batches, collate, once
 
 
@@ -60,3 +64,33 @@ def test_neither_order_nor_batches_matter(fisher: str) -> None:
     shuffled = _estimator(fisher=fisher).fit(_Reversed(batches(train, 2)))
     close(shuffled.predict(collate(test)).covariance, plain.predict(collate(test)).covariance, 1e-6)
     assert torch.equal(shuffled.training.inputs, plain.training.inputs)
+
+
+@pytest.mark.parametrize("kfac", ["fitted", "expand", "reduce"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_eigenvalues_are_the_exact_blocks_in_a_basis_of_the_factors(
+    name: str, kfac: Literal["fitted", "expand", "reduce"]
+) -> None:
+    """In the library's own basis, whose vectors of nearly equal eigenvalues rounding decides."""
+    model, train, _ = setting(name)
+    posterior = fitted(model, train, structure="ekfac", kfac=kfac).posterior
+    assert isinstance(posterior, EigenvalueCorrectedPosterior)
+    parts = oracles.root_parts(model, train, oracles.blocks(model, True))
+    for index, shape in enumerate(posterior.shapes):
+        of_block = parts[shape.name]
+        basis = posterior.bases[index]
+        for factor, side in zip(oracles.kronecker_factors(of_block, kfac), (basis.left, basis.right), strict=True):
+            turned = side.vectors.mT @ factor @ side.vectors
+            close(turned, torch.diag(turned.diagonal()), 1e-12)
+            close(side.vectors.mT @ side.vectors, torch.eye(side.vectors.shape[1], dtype=torch.float64), 1e-12)
+            # Outside of them there is no curvature.
+            assert abs(float(factor.trace() - turned.trace())) <= 1e-12 * float(factor.trace())
+        exact = oracles.exact_block(of_block)
+        unit = torch.eye(shape.size, dtype=torch.float64).unflatten(1, (shape.out_features, shape.in_features))
+        for coordinates, values, directions in zip(
+            basis.rotate(unit), posterior.values[index], basis.directions, strict=True
+        ):
+            rotation = coordinates.flatten(start_dim=1)
+            squares = (rotation.mT @ exact @ rotation).diagonal().unflatten(0, coordinates.shape[1:])
+            expected = squares if directions == 1 else squares.sum(dim=1, keepdim=True) / directions
+            assert float((values - expected).abs().max()) <= 1e-9 * float(exact.trace())
