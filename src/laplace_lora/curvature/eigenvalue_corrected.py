@@ -70,9 +70,11 @@ class SecondMoments(Curvature):
         basis = self.bases[gradient.index]
         parts = basis.rotate(jacobian * weights.to(jacobian)[:, None, None])
         squares: list[Tensor | None] = []
-        for part, directions in zip(parts, basis.directions, strict=True):
+        for part, values, directions in zip(parts, basis.eigenvalues(), basis.directions, strict=True):
             square = part.double().square().sum(dim=0)
-            squares.append(square if directions == 1 else square.sum(dim=-1, keepdim=True) / directions)
+            # A row of a tail is written in more numbers than it has directions.
+            of_tail = values.shape[1] < square.shape[1]
+            squares.append(square.sum(dim=-1, keepdim=True) / directions if of_tail else square)
         add_sums(self.sums[gradient.index], squares)
 
     def merge(self, other: Curvature) -> None:
