@@ -178,7 +178,7 @@ def kronecker_factors(parts: Sequence[Part], rule: str) -> tuple[Tensor, Tensor]
 
     Args:
         parts: Per example, x (T, in) and g (columns of the root, T, out).
-        rule: ``expand``, ``reduce`` or ``fitted``.
+        rule: ``expand``, ``reduce``, ``fitted`` or ``official``.
 
     Returns:
         The two factors; the block is approximated by kron(L, R) on row-major weights.
@@ -191,7 +191,7 @@ def kronecker_factors(parts: Sequence[Part], rule: str) -> tuple[Tensor, Tensor]
         tokens += len(x)
         for column in g:
             per_example = column.T @ x
-            if rule == "expand":
+            if rule in ("expand", "official"):
                 for gradient in column:
                     left += torch.outer(gradient, gradient)
             elif rule == "reduce":
@@ -199,12 +199,12 @@ def kronecker_factors(parts: Sequence[Part], rule: str) -> tuple[Tensor, Tensor]
             else:
                 left += per_example @ per_example.T
                 right += per_example.T @ per_example
-        if rule == "expand":
+        if rule in ("expand", "official"):
             for token in x:
                 right += torch.outer(token, token)
         elif rule == "reduce":
             right += torch.outer(x.mean(0), x.mean(0))
-    count = {"expand": tokens, "reduce": len(parts), "fitted": float(left.trace())}[rule]
+    count = {"expand": tokens, "reduce": len(parts), "official": len(parts), "fitted": float(left.trace())}[rule]
     # A fitted block without any gradient (the queries of a one-token example) is zero, whatever R is.
     return left, right / count if count else right
 

@@ -8,7 +8,7 @@ from laplace_lora.errors import LaplaceLoRAError
 
 Structure = Literal["kron", "kron_svd", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
-KroneckerApproximation = Literal["fitted", "expand", "reduce"]
+KroneckerApproximation = Literal["fitted", "expand", "reduce", "official"]
 PriorGroups = Literal["global", "role", "module", "matrix"]
 #: What held-out data are scored by.
 Score = Literal["nll", "brier", "ece"]
@@ -51,7 +51,9 @@ class LaplaceConfig:
             not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes with
             ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``ekfac``, ``last_layer``):
-            ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``.
+            ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``; ``official``, for
+            comparison: ``expand`` with the inputs' factor divided by the number of examples, not of tokens, as in the
+            paper's code (which counts padding too; here padding enters nothing).
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
             ``ekfac``, ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or
             cut off (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large

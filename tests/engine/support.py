@@ -16,6 +16,7 @@ CASES = [
     ("kron", "fitted"),
     ("kron", "expand"),
     ("kron", "reduce"),
+    ("kron", "official"),
     ("ekfac", "fitted"),
     ("ekfac", "expand"),  # reduce: test_further_passes.py, as its eigenvectors can be found to few digits only
     ("diag", "fitted"),

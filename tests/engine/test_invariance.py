@@ -48,7 +48,7 @@ def test_how_far_a_batch_is_padded(name: str) -> None:
         key: value if key == "labels" else torch.cat([value, torch.zeros(len(value), 5, dtype=value.dtype)], dim=1)
         for key, value in batch.items()
     }
-    for kfac in ("fitted", "expand", "reduce"):
+    for kfac in ("fitted", "expand", "reduce", "official"):
         la, reference = fitted(model, train, kfac=kfac), fitted(model, train, kfac=kfac)
         la.fit([wider])
         _assert_same(la, reference, collate(test))

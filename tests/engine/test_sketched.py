@@ -17,7 +17,7 @@ from laplace_lora.posterior import KroneckerPosterior
 from laplace_lora.prior import TailCheck
 from tiny_models import Example, batches, collate, random_examples, tiny_bert, tiny_llama
 
-RULES = ("fitted", "expand", "reduce")
+RULES = ("fitted", "expand", "reduce", "official")
 MODELS = {"bert": tiny_bert, "llama": tiny_llama}
 
 

@@ -1,4 +1,4 @@
-"""Kronecker factors of each weight matrix's GGN block, under three conventions (DESIGN, section 2, item 5).
+"""Kronecker factors of each weight matrix's GGN block, under four conventions (DESIGN, section 2, item 5).
 
 Rows r of example n have output gradients g_nt (t runs over its T_n real tokens) and inputs x_nt, and
 J = sum_t g_nt x_nt^T. The exact block is sum_n sum_r vec(J) vec(J)^T, approximated by L (x) R:
@@ -6,11 +6,15 @@ J = sum_t g_nt x_nt^T. The exact block is sum_n sum_r vec(J) vec(J)^T, approxima
     fitted  L = sum_n sum_r J J^T,             R = (tr L)^-1 sum_n sum_r J^T J
     expand  L = sum_n sum_r sum_t g g^T,       R = (sum_n T_n)^-1 sum_n sum_t x x^T
     reduce  L = sum_n sum_r (sum_t g)(...)^T,  R = N^-1 sum_n xbar xbar^T, xbar the mean over tokens
+    official  L as in expand,                  R = N^-1 sum_n sum_t x x^T
 
 ``fitted`` has the exact block's trace. With a linear network, Gaussian likelihood and mean pooling,
-``fitted`` and ``reduce`` equal the exact block; so do all three for one example of one token and two
+``fitted`` and ``reduce`` equal the exact block; so do all four for one example of one token and two
 classes. The number of examples enters L alone. A head that is applied at every token but read at one
 counts that one alone.
+
+``official`` is for comparison: the scale of the code that the paper's figures come from (Yang et al., ICLR 2024), which
+is that of ``expand`` times the mean number of tokens. That code sums over padding as well; here padding enters nothing.
 
 A factor no wider than ``widest_whole_factor`` is kept whole; a wider one as a sketch
 (:mod:`laplace_lora.curvature.sketch`, or :mod:`laplace_lora.curvature.incremental_svd`), so that nothing is d x d.
@@ -47,7 +51,7 @@ class KroneckerCurvature(Curvature):
         super().__init__(shapes, config)
         self.left = [self._factor(shape.out_features) for shape in self.shapes]
         self.right = [self._factor(shape.in_features) for shape in self.shapes]
-        # What R is divided by in expand: tokens (or pooled rows) that entered it.
+        # What R is divided by where it is made of inputs: the tokens that entered it in expand, else the examples.
         self.inputs_seen = [0.0] * len(self.shapes)
         # What the inputs of the matrix before added, by width: q, k and v share theirs, and so do gate and up.
         self._latest: dict[tuple[int, torch.device, torch.dtype], tuple[Tensor, tuple[Tensor, Tensor]]] = {}
@@ -91,8 +95,7 @@ class KroneckerCurvature(Curvature):
             self._latest.clear()  # all inputs are in
         else:
             self._add_inputs(index, x)
-            masked = gradient.token_mask if self.config.kfac == "expand" else None
-            self.inputs_seen[index] += x.shape[0] * x.shape[1] if masked is None else float(masked.sum())
+            self.inputs_seen[index] += len(x) if self.config.kfac != "expand" else _tokens(x, gradient.token_mask)
 
     def _add_inputs(self, index: int, x: Tensor) -> None:
         factor = self.right[index]
@@ -144,6 +147,11 @@ class TruncatedKroneckerCurvature(KroneckerCurvature):
     """The same with the paper's low-rank factors."""
 
     sketch = TruncatedFactor
+
+
+def _tokens(x: Tensor, mask: Tensor | None) -> float:
+    """Count real tokens of (B, T, d)."""
+    return x.shape[0] * x.shape[1] if mask is None else float(mask.sum())
 
 
 def _mean_over_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
