@@ -11,6 +11,7 @@ from laplace_lora.curvature import (
     DiagonalCurvature,
     IsotropicCurvature,
     KroneckerCurvature,
+    KroneckerLowRankCurvature,
     LowRankCurvature,
     RowCurvature,
     TruncatedKroneckerCurvature,
@@ -20,6 +21,7 @@ from laplace_lora.posterior import (
     DiagonalPosterior,
     ExactPosterior,
     IsotropicPosterior,
+    KroneckerLowRankPosterior,
     KroneckerPosterior,
     LowRankPosterior,
     Posterior,
@@ -47,6 +49,7 @@ STRUCTURES: dict[Structure, StructureParts] = {
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
     "low_rank": StructureParts(LowRankCurvature, LowRankPosterior),
+    "kron_low_rank": StructureParts(KroneckerLowRankCurvature, KroneckerLowRankPosterior),
     "isotropic": StructureParts(IsotropicCurvature, IsotropicPosterior),
     "last_layer": StructureParts(KroneckerCurvature, KroneckerPosterior, last_layer=True),
 }

@@ -97,7 +97,9 @@ def test_fitting_again_is_reproducible_and_remembers_the_format(folders: Folders
         assert part in info
 
 
-@pytest.mark.parametrize("structure", ["kron", "kron_svd", "diag", "exact", "low_rank", "isotropic", "last_layer"])
+@pytest.mark.parametrize(
+    "structure", ["kron", "kron_svd", "diag", "exact", "low_rank", "kron_low_rank", "isotropic", "last_layer"]
+)
 @pytest.mark.parametrize("prior", [[], ["--prior", "0.5"], ["--prior-groups", "module"]])
 def test_every_structure_from_fit_to_info(
     structure: str, prior: list[str], folders: Folders, adapter: Path, tmp_path: Path

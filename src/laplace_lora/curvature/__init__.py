@@ -5,6 +5,7 @@ from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
 from laplace_lora.curvature.isotropic import IsotropicCurvature
+from laplace_lora.curvature.kron_low_rank import KroneckerLowRankCurvature
 from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
 from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.curvature.rows import RowCurvature
@@ -16,6 +17,7 @@ __all__ = [
     "FitResult",
     "IsotropicCurvature",
     "KroneckerCurvature",
+    "KroneckerLowRankCurvature",
     "LowRankCurvature",
     "RowCurvature",
     "TrainCheck",
