@@ -11,9 +11,10 @@ from torch import Tensor
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import KroneckerLowRankCurvature
 from laplace_lora.curvature.sketch import random_basis
-from laplace_lora.errors import LaplaceLoRAError, MemoryLimitError
+from laplace_lora.errors import LaplaceLoRAError, MemoryLimitError, PosteriorFileError
 from laplace_lora.jacobians import SiteGradient
 from laplace_lora.matrices import MatrixShape
+from laplace_lora.persistence.checks import check_tensors
 from laplace_lora.posterior import KroneckerLowRankPosterior, eigen, low_rank_plus
 from laplace_lora.structures import STRUCTURES
 from posterior.cases import close, dense_covariance, dense_prior, functional, split
@@ -298,3 +299,27 @@ def test_more_memory_than_allowed_is_refused_and_said_what_for() -> None:
 def test_factors_that_do_not_know_what_is_left_are_refused(kfac: Any) -> None:
     with pytest.raises(LaplaceLoRAError, match=f"kfac='{kfac}' do not know; use kfac='fitted', or structure='kron'"):
         LaplaceConfig(structure="kron_low_rank", kfac=kfac)
+
+
+def _spoilt() -> list[tuple[str, Any]]:
+    """Return what can be wrong with a file: a message, and a change to its tensors."""
+    return [
+        ("lacks b.factor", lambda t: t.pop("b.factor")),
+        ("lacks a.right_tail", lambda t: t.pop("a.right_tail")),
+        ("b.factor has shape", lambda t: t.update({"b.factor": t["b.factor"][:, :-1]})),
+        ("a.factor has shape", lambda t: t.update({name: t[name][:, :0] for name in t if name.endswith(".factor")})),
+        ("a.left_eigenvectors has shape", lambda t: t.update({"a.left_eigenvectors": t["a.left_eigenvectors"][:1]})),
+        ("a.left_eigenvalues holds negative", lambda t: t["a.left_eigenvalues"].neg_()),
+        ("head.factor holds NaN", lambda t: t["head.factor"].fill_(math.nan)),
+        ("has no place for a.diagonal", lambda t: t.update({"a.diagonal": torch.ones(280, dtype=torch.float64)})),
+    ]
+
+
+@pytest.mark.parametrize(("message", "spoil"), _spoilt(), ids=[message for message, _ in _spoilt()])
+def test_damaged_files_are_refused(message: str, spoil: Any) -> None:
+    posterior = _posterior(_fold(WIDE, _gradients(WIDE, examples=40), factor_rank=5))
+    tensors = {name: tensor.clone() for name, tensor in posterior.tensors().items()}
+    check_tensors(KroneckerLowRankPosterior, WIDE, tensors, "file")
+    spoil(tensors)
+    with pytest.raises(PosteriorFileError, match=message):
+        check_tensors(KroneckerLowRankPosterior, WIDE, tensors, "file")

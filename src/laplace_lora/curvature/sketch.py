@@ -97,9 +97,9 @@ class SketchedFactor(LowRankFactor):
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`FactorSum.spectrum`: Nystrom, the tail's tau on every direction."""
         assert self.products is not None
-        norm, precision = float(torch.linalg.vector_norm(self.products)), torch.finfo(self._dtype).eps
-        if self.rounding > precision * norm:
-            precision = self.rounding / max(norm, self.rounding)
+        precision = torch.finfo(self._dtype).eps
+        if self.rounding > 0.0:  # a difference is known to the rounding of what it is one of
+            precision = max(precision, self.rounding / max(float(self.products.norm()), self.rounding))
         values, vectors = nystrom(self.products, self._omega(), precision)
         values = torch.where(values > self.rounding, values, 0.0)
         tail = ((self.trace() - values.sum()) / self.width).clamp(min=0.0)
