@@ -335,10 +335,10 @@ def dense_posterior(
     Args:
         model: The PEFT model, with trainable adapter.
         examples: The training data.
-        structure: ``exact`` (all blocks jointly; ``low_rank`` equals it where the data have no more rows than it has
-            directions, and is taken for it here), ``block`` (exact within each block), ``diag``, ``isotropic``,
-            ``kron``, ``ekfac`` (the diagonal of each exact block in the eigenbasis of ``kron``'s factors), or
-            ``last_layer`` (``kron`` on the head alone).
+        structure: ``exact`` (all blocks jointly; ``low_rank`` and ``kron_low_rank`` equal it where the data have no
+            more rows than they have directions, and are taken for it here), ``block`` (exact within each block),
+            ``diag``, ``isotropic``, ``kron``, ``ekfac`` (the diagonal of each exact block in the eigenbasis of
+            ``kron``'s factors), or ``last_layer`` (``kron`` on the head alone).
         kfac: The rule of the Kronecker factors.
         include_head: Whether fully trained layers belong to it.
         noise_variance: Of a Gaussian likelihood; None for the categorical.

@@ -47,6 +47,7 @@ RENDERERS: dict[str, Callable[[], str]] = {
         quality.breadth,
         quality.breadth_each,
         quality.sketch_ranks,
+        quality.joint_directions,
         costs.passes,
         costs.end_of_fit,
         costs.evidence,

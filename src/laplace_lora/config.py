@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 from laplace_lora.errors import LaplaceLoRAError
 
-Structure = Literal["kron", "kron_svd", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
+Structure = Literal[
+    "kron", "kron_svd", "ekfac", "diag", "exact", "low_rank", "kron_low_rank", "isotropic", "last_layer"
+]
 Fisher = Literal["auto", "exact", "rademacher", "mc", "empirical"]
 KroneckerApproximation = Literal["fitted", "expand", "reduce", "official"]
 PriorGroups = Literal["global", "role", "module", "matrix"]
@@ -17,8 +19,17 @@ TunedBy = Literal["auto", "evidence", "validation", "cross_fit"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 
-#: Directions that wide Kronecker factors, or with ``low_rank`` all weights together, are kept by.
-FACTOR_RANKS: dict[str, int] = {"kron": 64, "kron_svd": 10, "ekfac": 64, "last_layer": 64, "low_rank": 200}
+#: What ``factor_rank`` is if not given: directions that wide Kronecker factors are kept by, or all weights together.
+FACTOR_RANKS: dict[str, int] = {
+    "kron": 64,
+    "kron_svd": 10,
+    "ekfac": 64,
+    "last_layer": 64,
+    "low_rank": 200,
+    "kron_low_rank": 64,
+}
+#: Structures whose ``factor_rank`` is a number of directions of all weights together.
+_JOINT = ("low_rank", "kron_low_rank")
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
 
@@ -43,8 +54,8 @@ class LaplaceConfig:
             the factors of ``kron``, which takes a second pass over the data. ``diag``: all weights independent.
             ``isotropic``: one variance for all weights of a matrix. ``exact``: the full generalised Gauss-Newton
             matrix (GGN) over all matrices jointly, in dual form. ``low_rank``: ``factor_rank`` directions of it, all
-            matrices together, and the rest of its diagonal. ``last_layer``: ``kron`` over the classification head
-            only, without any backward pass.
+            matrices together, and the rest of its diagonal. ``kron_low_rank``: the same directions, and ``kron`` for
+            what they leave. ``last_layer``: ``kron`` over the classification head only, without any backward pass.
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
@@ -53,12 +64,14 @@ class LaplaceConfig:
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``ekfac``, ``last_layer``):
             ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``; ``official``, for
             comparison: ``expand`` with the inputs' factor divided by the number of examples, not of tokens, as in the
-            paper's code (which counts padding too; here padding enters nothing).
+            paper's code (which counts padding too; here padding enters nothing). ``kron_low_rank`` knows ``fitted``.
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
             ``ekfac``, ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or
             cut off (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large
-            as the widest. 64 if not given, 10 with ``kron_svd``, as in the paper. With ``low_rank`` the number of
-            directions for all weights together, 200 if not given: exact up to as many rows N (K-1).
+            as the widest. 64 if not given, 10 with ``kron_svd``, as in the paper. With ``low_rank`` and
+            ``kron_low_rank`` the number of directions for all weights together, 200 and 64 if not given: exact up to
+            as many rows N (K-1). What ``kron_low_rank`` keeps by factors beside them, it keeps as ``kron`` does if no
+            rank is given.
         prior_precision: Precision of the zero-mean Gaussian prior, in 1 / weight^2. A float, or one
             positive float per prior group, keyed by group name.
         prior_groups: Which matrices share a prior precision: ``global`` (one), ``role`` (one each for all lora_A, all
@@ -140,6 +153,11 @@ class LaplaceConfig:
                 f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has none; "
                 f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
             )
+        if self.structure == "kron_low_rank" and self.kfac != "fitted":
+            raise LaplaceLoRAError(
+                "structure='kron_low_rank' factors what its directions leave of the curvature, which factors by "
+                f"kfac={self.kfac!r} do not know; use kfac='fitted', or structure='kron'."
+            )
         if self.factor_rank is not None:
             whole = isinstance(self.factor_rank, int) and not isinstance(self.factor_rank, bool)
             if not whole or self.factor_rank < 1:
@@ -159,9 +177,14 @@ class LaplaceConfig:
         object.__setattr__(self, name, tuple(values))
 
     @property
+    def rank(self) -> int:
+        """``factor_rank``, or what it is if not given."""
+        return self.factor_rank or FACTOR_RANKS.get(self.structure, FACTOR_RANKS["kron"])
+
+    @property
     def sketch_rank(self) -> int:
         """Number of directions by which a wide Kronecker factor is kept, where the structure has them."""
-        return self.factor_rank or FACTOR_RANKS.get(self.structure, FACTOR_RANKS["kron"])
+        return FACTOR_RANKS["kron"] if self.structure in _JOINT else self.rank
 
     @property
     def widest_whole_factor(self) -> int:
@@ -191,6 +214,7 @@ class LaplaceConfig:
             "ekfac",
             "diag",
             "low_rank",
+            "kron_low_rank",
             "isotropic",
         )
         return "rademacher" if one_pass else "exact"

@@ -82,7 +82,7 @@ class Fitted:
     def tail_warning(self) -> str | None:
         """What there is to say of too small a rank, or None."""
         check = self.tail_check
-        return None if check is None else check.warning(self.config.sketch_rank)
+        return None if check is None else check.warning(self.config.sketch_rank, self.config.rank)
 
     def require_labels(self) -> None:
         """Refuse data without labels, which have no evidence.

@@ -12,6 +12,7 @@ from laplace_lora.curvature import (
     EigenbasisCurvature,
     IsotropicCurvature,
     KroneckerCurvature,
+    KroneckerLowRankCurvature,
     LowRankCurvature,
     RowCurvature,
     TruncatedKroneckerCurvature,
@@ -22,6 +23,7 @@ from laplace_lora.posterior import (
     EigenvalueCorrectedPosterior,
     ExactPosterior,
     IsotropicPosterior,
+    KroneckerLowRankPosterior,
     KroneckerPosterior,
     LowRankPosterior,
     Posterior,
@@ -50,6 +52,7 @@ STRUCTURES: dict[Structure, StructureParts] = {
     "diag": StructureParts(DiagonalCurvature, DiagonalPosterior),
     "exact": StructureParts(RowCurvature, ExactPosterior),
     "low_rank": StructureParts(LowRankCurvature, LowRankPosterior),
+    "kron_low_rank": StructureParts(KroneckerLowRankCurvature, KroneckerLowRankPosterior),
     "isotropic": StructureParts(IsotropicCurvature, IsotropicPosterior),
     "last_layer": StructureParts(KroneckerCurvature, KroneckerPosterior, last_layer=True),
 }

@@ -162,7 +162,10 @@ def test_gradients_that_overflow(shop: Folders) -> None:
         (["--prior", "nan"], "positive number"),
         (["--prior", "much"], "not known"),
         (["--prior", "validation"], "--validation"),
-        (["--structure", "cube"], "choose one of kron, kron_svd, ekfac, diag, exact, low_rank, isotropic, last_layer"),
+        (
+            ["--structure", "cube"],
+            "choose one of kron, kron_svd, ekfac, diag, exact, low_rank, kron_low_rank, isotropic, last_layer",
+        ),
         (["--fisher", "none"], "choose one of"),
         (["--target-modules", "gate"], "no trained module is named 'gate'"),
         (["--layers-to-transform", "7"], "the adapter has no layer 7; it has 0"),

@@ -22,12 +22,13 @@ CASES = [
     ("diag", "fitted"),
     ("exact", "fitted"),
     ("low_rank", "fitted"),
+    ("kron_low_rank", "fitted"),
     ("isotropic", "fitted"),
     ("last_layer", "fitted"),
     ("last_layer", "expand"),
     ("last_layer", "reduce"),
 ]
-STRUCTURES = ["kron", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
+STRUCTURES = ["kron", "ekfac", "diag", "exact", "low_rank", "kron_low_rank", "isotropic", "last_layer"]
 
 # Changes to a tiny model that put LoRA on other kinds of layer: name -> (model, settings).
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {

@@ -55,7 +55,7 @@ def test_several_prior_precisions(name: str, kind: str, structure: str, kfac: st
     close(la.predict(collate(test)).covariance, expected_covariance(deltas, name, 3, structure, kfac))
 
 
-@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank"])
+@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank", "kron_low_rank"])
 @pytest.mark.parametrize("name", [name for name in VARIANTS if "-" in name])
 def test_other_kinds_of_layer(name: str, structure: str) -> None:
     model, train, test = setting(name)

@@ -15,7 +15,7 @@ from tiny_models import MODELS, batches, collate, random_examples
 
 @pytest.mark.parametrize(("classes", "structure", "fisher"), [
     (2, "kron", "exact"), (16, "kron", "exact"), (17, "kron", "rademacher"), (17, "diag", "rademacher"),
-    (17, "exact", "exact"), (17, "last_layer", "exact"),
+    (17, "kron_low_rank", "rademacher"), (17, "exact", "exact"), (17, "last_layer", "exact"),
 ])  # fmt: skip
 def test_what_auto_comes_to(classes: int, structure: str, fisher: str) -> None:
     assert LaplaceConfig(structure=structure).fisher_for(classes) == fisher

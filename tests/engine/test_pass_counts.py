@@ -24,6 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
         ("diag", "rademacher"),
         ("diag", "mc"),
         ("exact", "exact"),
+        ("kron_low_rank", "exact"),
+        ("kron_low_rank", "rademacher"),
         ("last_layer", "exact"),
     ],
 )

@@ -40,7 +40,7 @@ def _expected(parts: tuple[str, ...], structure: str, delta: float) -> tuple[Ten
     return j @ covariance @ j.mT, held
 
 
-@pytest.mark.parametrize("structure", ["exact", "diag", "low_rank"])
+@pytest.mark.parametrize("structure", ["exact", "diag", "low_rank", "kron_low_rank"])
 @pytest.mark.parametrize(("settings", "parts"), SELECTIONS)
 def test_covariance_is_that_of_the_chosen_weights(
     settings: dict[str, Any], parts: tuple[str, ...], structure: str

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -143,6 +144,16 @@ def test_tail_check_of_nothing() -> None:
     assert TailCheck(1.0, 0.0).ratio == math.inf
     assert TailCheck(12.4, 10.0).warning(8) is None
     assert "factor_rank=32" in str(TailCheck(12.6, 10.0).warning(8))
+    # Where the rank of the sketches is not the setting, as with kron_low_rank.
+    assert re.search(r"\(rank 64\).*factor_rank=400\)", str(TailCheck(12.6, 10.0).warning(64, 100)))
+
+
+def test_ranks_of_directions_and_of_factors() -> None:
+    """factor_rank is the number of directions of all weights together; factors beside them are as kron's default."""
+    for given, directions in ((None, 64), (7, 7), (500, 500)):
+        config = LaplaceConfig(structure="kron_low_rank", factor_rank=given)
+        assert (config.rank, config.sketch_rank, config.widest_whole_factor) == (directions, 64, 128)
+    assert (LaplaceConfig(structure="low_rank").rank, LaplaceConfig().rank) == (200, 64)
 
 
 @pytest.mark.parametrize("structure", ["diag", "exact"])

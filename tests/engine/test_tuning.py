@@ -31,7 +31,7 @@ def _start(model: peft.PeftModel) -> dict[str, Tensor]:
     }
 
 
-STRUCTURES = ("kron", "exact", "diag", "low_rank", "last_layer")
+STRUCTURES = ("kron", "exact", "diag", "low_rank", "kron_low_rank", "last_layer")
 
 
 @pytest.mark.parametrize("options", [{"structure": name} for name in STRUCTURES])

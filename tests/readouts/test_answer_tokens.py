@@ -63,7 +63,7 @@ def assert_equals_oracle(la: LaplaceLoRA, name: str, expected: oracles.DensePost
     assert math.isclose(la.log_marginal_likelihood(), evidence, rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank"])
+@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank", "kron_low_rank"])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def test_equals_the_oracle_over_all_weights(name: str, structure: str) -> None:
     """Also with LoRA on the output embeddings: rows that no answer depends on add nothing."""
@@ -138,7 +138,7 @@ def test_no_logits_at_other_positions(name: str, side: str) -> None:
     assert seen == [((6, 1, 16), (6, 1, 50)), ((4, 1, 16), (4, 1, 50))]
 
 
-@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank"])
+@pytest.mark.parametrize("structure", ["kron", "diag", "exact", "low_rank", "kron_low_rank"])
 def test_batch_size_order_and_padding_change_nothing(structure: str) -> None:
     model, (train, test) = language_model("llama-head"), data()
     reference = fit(model, AnswerTokens(TOKENS), [collate_any(train)], structure=structure)

@@ -92,7 +92,7 @@ def assert_equals_oracle(la: LaplaceLoRA, case: str, posterior: oracles.DensePos
         torch.testing.assert_close(p.mutual_information[row], alone.mutual_information[0], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag", "exact", "low_rank", "isotropic"])
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag", "exact", "low_rank", "kron_low_rank", "isotropic"])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_oracle(case: str, structure: str) -> None:
     la = fitted(case, structure=structure)

@@ -81,7 +81,7 @@ def preference(mean: float, deviation: float) -> float:
     return integrate.quad(integrand, -10, 10, epsabs=1e-12, epsrel=1e-12, limit=500, points=points)[0]
 
 
-@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag", "exact", "low_rank", "isotropic"])
+@pytest.mark.parametrize("structure", ["kron", "ekfac", "diag", "exact", "low_rank", "kron_low_rank", "isotropic"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_equals_the_oracle(kind: str, layout: str, structure: str) -> None:

@@ -17,7 +17,7 @@ from readouts.models import language_model, regression, tiny_regression
 from readouts.support import fit, same
 from tiny_models import Example, batches, collate, random_examples, tiny_bert
 
-STRUCTURES = ["kron", "ekfac", "diag", "exact", "low_rank", "isotropic", "last_layer"]
+STRUCTURES = ["kron", "ekfac", "diag", "exact", "low_rank", "kron_low_rank", "isotropic", "last_layer"]
 SIZE = 14
 
 

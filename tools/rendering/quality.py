@@ -120,6 +120,24 @@ def sketch_ranks() -> str:
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 
+def joint_directions() -> str:
+    """By rank: variances over the exact joint GGN's, mean over adapters, and the extremes of single examples."""
+    document = load("joint_directions")
+    results = document["results"]
+    rows = []
+    for first in results[0]["rows"]:
+        key = (first["delta"], first["structure"], first["rank"])
+        found = [row for a in results for row in a["rows"] if (row["delta"], row["structure"], row["rank"]) == key]
+        singles = f"{min(row['lowest'] for row in found):.2f} to {max(row['highest'] for row in found):.2f}"
+        means = [f"{row['mean']:.3f}" for row in found]
+        rows.append([f"{first['delta']:g}", str(first["rank"] or ""), first["structure"], *means, singles])
+    adapters = [f"{a['task']}, {a['epochs']} epochs" for a in results]
+    rows.sort(key=lambda row: (float(row[0]), int(row[1] or 0)))
+    head = ["δ", "directions", "posterior", *adapters, "of single examples"]
+    counts = ", ".join(f"{a['ggn_rows']} ({name})" for name, a in zip(adapters, results, strict=True))
+    return f"{table(head, rows)}\n\nRows of the GGN: {counts}.\n\nMade by {origin(document)}"
+
+
 def _range(values: list[float]) -> str:
     return f"{min(values):.3f} to {max(values):.3f}"
 

@@ -40,15 +40,18 @@ def fit(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     structure: Annotated[
-        str, typer.Option(help="Posterior: kron, kron_svd, ekfac, diag, exact, low_rank, isotropic or last_layer.")
+        str,
+        typer.Option(
+            help="Posterior: kron, kron_svd, ekfac, diag, exact, low_rank, kron_low_rank, isotropic or last_layer."
+        ),
     ] = "kron",
     factor_rank: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Directions by which Kronecker factors wider than twice as many (kron_svd: than as many) are kept; "
-            "narrower ones are exact. With low_rank, directions of all weights together.  [default: 64; 10 with "
-            "kron_svd; 200 with low_rank]",
+            "narrower ones are exact. With low_rank and kron_low_rank, directions of all weights together.  "
+            "[default: 64; 10 with kron_svd; 200 with low_rank]",
         ),
     ] = None,
     target_modules: Annotated[

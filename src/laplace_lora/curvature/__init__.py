@@ -7,6 +7,7 @@ from laplace_lora.curvature.fitting import backward_passes, fit_curvature, head_
 from laplace_lora.curvature.further_passes import fit_further, require_rereadable
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
 from laplace_lora.curvature.isotropic import IsotropicCurvature
+from laplace_lora.curvature.kron_low_rank import KroneckerLowRankCurvature
 from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
 from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.curvature.rows import RowCurvature
@@ -20,6 +21,7 @@ __all__ = [
     "FitResult",
     "IsotropicCurvature",
     "KroneckerCurvature",
+    "KroneckerLowRankCurvature",
     "LowRankCurvature",
     "RowCurvature",
     "TrainCheck",

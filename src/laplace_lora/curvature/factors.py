@@ -5,12 +5,16 @@ import abc
 import torch
 from torch import Tensor
 
+#: Rounding units of the difference of two sums, over the larger of them.
+ROUNDING = 8.0
+
 
 class FactorSum(abc.ABC):
     """F = sum_b w_b M_b M_b^T over the examples b of a data set, (d, d); a fold like the curvature it is part of.
 
     Attributes:
         width: d.
+        rounding: Eigenvalues up to this may be nothing but the rounding of a sum that was taken away.
     """
 
     def __init__(self, width: int) -> None:
@@ -20,6 +24,7 @@ class FactorSum(abc.ABC):
             width: d.
         """
         self.width = width
+        self.rounding = 0.0
 
     @abc.abstractmethod
     def add(self, stack: Tensor, weights: Tensor | None = None) -> None:
@@ -37,6 +42,18 @@ class FactorSum(abc.ABC):
         Args:
             other: Of the same class and width; left as it is.
         """
+
+    def subtract(self, stack: Tensor, precision: float) -> None:
+        """Take sum_b M_b M_b^T <= F away, where the sum is one that knows what is left.
+
+        Args:
+            stack: (B, d, n) matrices M_b, float64.
+            precision: Rounding unit to which F and the matrices are known.
+
+        Raises:
+            NotImplementedError: It is not linear in what was added.
+        """
+        raise NotImplementedError
 
     @property
     @abc.abstractmethod
@@ -83,6 +100,13 @@ class WholeFactor(FactorSum):
         if other.matrix is not None:
             self._take(other.matrix)
 
+    def subtract(self, stack: Tensor, precision: float) -> None:
+        """See :meth:`FactorSum.subtract`."""
+        rows = as_rows(stack)
+        product = rows.mT @ rows
+        self.rounding += ROUNDING * precision * float(product.norm())
+        self._take(-product)
+
     @property
     def held(self) -> list[Tensor]:
         """See :attr:`FactorSum.held`."""
@@ -97,7 +121,7 @@ class WholeFactor(FactorSum):
         assert self.matrix is not None
         values, vectors = torch.linalg.eigh(self.matrix)
         # Rounding can leave eigenvalues of a positive semi-definite matrix slightly below 0.
-        return values.clamp(min=0.0), vectors, values.new_zeros(())
+        return torch.where(values > self.rounding, values, 0.0), vectors, values.new_zeros(())
 
     def _take(self, product: Tensor) -> None:
         self.matrix = added(self.matrix, product)

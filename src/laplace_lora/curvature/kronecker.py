@@ -66,10 +66,9 @@ class KroneckerCurvature(Curvature):
         Raises:
             MemoryLimitError: One factor alone would exceed ``memory_limit_bytes``, as those of a vocabulary do.
         """
-        rank, widest = self.config.sketch_rank, self.config.widest_whole_factor
-        sides = [(shape, side) for shape in self.shapes for side in (shape.out_features, shape.in_features)]
-        for shape, side in sides:
-            needed = 8 * side * (side if side <= widest else rank)
+        rank = self.config.sketch_rank
+        for shape, side in self._sides():
+            needed = self._bytes(side)
             if needed > self.config.memory_limit_bytes:
                 raise MemoryLimitError(
                     f"structure={self.config.structure!r} needs {needed} bytes for a factor of "
@@ -77,14 +76,21 @@ class KroneckerCurvature(Curvature):
                     f"({rank}), use structure='diag', or raise LaplaceConfig(memory_limit_bytes=...)."
                 )
 
+    def needed_bytes(self) -> int:
+        """Return the bytes of all factors."""
+        return sum(self._bytes(side) for _, side in self._sides())
+
+    def _sides(self) -> list[tuple[MatrixShape, int]]:
+        return [(shape, side) for shape in self.shapes for side in (shape.out_features, shape.in_features)]
+
+    def _bytes(self, side: int) -> int:
+        return 8 * side * (side if side <= self.config.widest_whole_factor else self.config.sketch_rank)
+
     def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
         """See :meth:`Curvature.update`."""
         index = gradient.index
         if self.config.kfac == "fitted":
-            jacobian = gradient.jacobian()
-            self.dtype, squares = jacobian.dtype, weights.to(jacobian).square()
-            self.left[index].add(jacobian, squares)
-            self.right[index].add(jacobian.mT, squares)
+            self.add_fitted(index, gradient.jacobian(), weights)
             return
         x, g = gradient.tokens()
         self.dtype, squares = x.dtype, weights.to(g).square()
@@ -96,6 +102,18 @@ class KroneckerCurvature(Curvature):
         else:
             self._add_inputs(index, x)
             self.inputs_seen[index] += len(x) if self.config.kfac != "expand" else _tokens(x, gradient.token_mask)
+
+    def add_fitted(self, index: int, jacobian: Tensor, weights: Tensor) -> None:
+        """Add one row of every example at one matrix, by the rule ``fitted``.
+
+        Args:
+            index: Position of the matrix.
+            jacobian: (B, out, in).
+            weights: (B,) weights of the directions.
+        """
+        self.dtype, squares = jacobian.dtype, weights.to(jacobian).square()
+        self.left[index].add(jacobian, squares)
+        self.right[index].add(jacobian.mT, squares)
 
     def _add_inputs(self, index: int, x: Tensor) -> None:
         factor = self.right[index]

@@ -18,8 +18,8 @@ from laplace_lora.errors import LaplaceLoRAError, MemoryLimitError
 from laplace_lora.jacobians import MatrixGradient, statistics_dtype
 from laplace_lora.matrices import MatrixShape
 
-# What is below so many rounding units is nothing.
-_ROUNDING = 32.0
+#: What is below so many rounding units is nothing.
+ROUNDING = 32.0
 _SEED = 20_000_003
 
 
@@ -34,7 +34,7 @@ class LowRankCurvature(Curvature):
         """Start empty; see :class:`Curvature`."""
         super().__init__(shapes, config)
         self.weights = sum(shape.size for shape in self.shapes)
-        self.rank = min(config.sketch_rank, self.weights)
+        self.rank = min(config.rank, self.weights)
         self.products: list[Tensor | None] = [None] * len(self.shapes)
         self.squares: list[Tensor | None] = [None] * len(self.shapes)
         self._rows: dict[int, dict[int, Tensor]] = {}
@@ -46,9 +46,7 @@ class LowRankCurvature(Curvature):
         Raises:
             MemoryLimitError: What is held at the end would exceed ``memory_limit_bytes``.
         """
-        largest = max(shape.size for shape in self.shapes)
-        # Y, Omega and W; the diagonal; and float64 copies of one matrix's rows of them.
-        needed = 16 * self.weights * self.rank + 16 * self.weights + 24 * largest * self.rank
+        needed = self.needed_bytes()
         if needed > self.config.memory_limit_bytes:
             raise MemoryLimitError(
                 f"structure='low_rank' needs {needed} bytes for {self.rank} directions of {self.weights} weights; the "
@@ -56,14 +54,29 @@ class LowRankCurvature(Curvature):
                 "raise LaplaceConfig(memory_limit_bytes=...)."
             )
 
+    def needed_bytes(self) -> int:
+        """Return the bytes held at the end: Y, Omega and W, the diagonal, and float64 copies of one matrix's rows."""
+        largest = max(shape.size for shape in self.shapes)
+        return 16 * self.weights * self.rank + 16 * self.weights + 24 * largest * self.rank
+
     def update(self, gradient: MatrixGradient, weights: Tensor) -> None:
-        """See :meth:`Curvature.update`: a row is folded in when all matrices have handed theirs on."""
-        jacobian = gradient.jacobian()
+        """See :meth:`Curvature.update`."""
+        self.add(gradient.index, gradient.row, gradient.jacobian(), weights)
+
+    def add(self, index: int, row: int, jacobian: Tensor, weights: Tensor) -> None:
+        """Add one row of every example at one matrix: it is folded in when all matrices have handed theirs on.
+
+        Args:
+            index: Position of the matrix.
+            row: Number of the row.
+            jacobian: (B, out, in).
+            weights: (B,) weights of the directions.
+        """
         self.dtype = jacobian.dtype
-        row = self._rows.setdefault(gradient.row, {})
-        row[gradient.index] = (jacobian * weights.to(jacobian)[:, None, None]).flatten(start_dim=1)
-        if len(row) == len(self.shapes):
-            self._fold(self._rows.pop(gradient.row))
+        held = self._rows.setdefault(row, {})
+        held[index] = (jacobian * weights.to(jacobian)[:, None, None]).flatten(start_dim=1)
+        if len(held) == len(self.shapes):
+            self._fold(self._rows.pop(row))
 
     def _fold(self, row: dict[int, Tensor]) -> None:
         basis = self._basis_like(row[0])
@@ -173,7 +186,7 @@ def _nystrom(products: list[Tensor], basis: list[Tensor], precision: float, dtyp
     basis.clear()
     squares, vectors = torch.linalg.eigh(inner)
     values = norm * (squares - shift)
-    kept = values > _ROUNDING * precision * values.max()
+    kept = values > ROUNDING * precision * values.max()
     turn = vectors[:, kept] * (values[kept] / squares[kept]).sqrt()
     factors = []
     while products:
@@ -183,4 +196,4 @@ def _nystrom(products: list[Tensor], basis: list[Tensor], precision: float, dtyp
 
 def _beyond_rounding(remainder: Tensor, square: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what remains of each square, 0 where that is rounding, whose positive half adds up over many weights."""
-    return torch.where(remainder > _ROUNDING * torch.finfo(dtype).eps * square, remainder, 0.0)
+    return torch.where(remainder > ROUNDING * torch.finfo(dtype).eps * square, remainder, 0.0)

@@ -19,7 +19,7 @@ import functools
 import torch
 from torch import Tensor
 
-from laplace_lora.curvature.factors import FactorSum, LowRankFactor, added, as_rows
+from laplace_lora.curvature.factors import ROUNDING, FactorSum, LowRankFactor, added, as_rows
 from laplace_lora.errors import LaplaceLoRAError
 
 
@@ -70,6 +70,19 @@ class SketchedFactor(LowRankFactor):
         if other.products is not None and other._trace is not None:
             self._take(other.products, other._trace, other._dtype)
 
+    def subtract(self, stack: Tensor, precision: float) -> None:
+        """See :meth:`FactorSum.subtract`."""
+        assert self.products is not None and self._trace is not None
+        rows = as_rows(stack)
+        product = rows.mT @ (rows @ self._omega())
+        self.rounding += ROUNDING * precision * float(product.norm())
+        self.products -= product
+        self._trace -= rows.square().sum()
+
+    def _omega(self) -> Tensor:
+        assert self.products is not None
+        return random_basis(self.width, self.rank, self._dtype, str(self.products.device)).double()
+
     def _take(self, products: Tensor, trace: Tensor, dtype: torch.dtype) -> None:
         # The sum is as exact as its coarsest part, in whatever order they come.
         coarser = self.products is not None and torch.finfo(self._dtype).eps > torch.finfo(dtype).eps
@@ -84,8 +97,11 @@ class SketchedFactor(LowRankFactor):
     def spectrum(self) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`FactorSum.spectrum`: Nystrom, the tail's tau on every direction."""
         assert self.products is not None
-        omega = random_basis(self.width, self.rank, self._dtype, str(self.products.device)).double()
-        values, vectors = nystrom(self.products, omega, torch.finfo(self._dtype).eps)
+        precision = torch.finfo(self._dtype).eps
+        if self.rounding > 0.0:  # a difference is known to the rounding of what it is one of
+            precision = max(precision, self.rounding / max(float(self.products.norm()), self.rounding))
+        values, vectors = nystrom(self.products, self._omega(), precision)
+        values = torch.where(values > self.rounding, values, 0.0)
         tail = ((self.trace() - values.sum()) / self.width).clamp(min=0.0)
         return values + tail, vectors, tail
 

@@ -46,20 +46,22 @@ class TailCheck:
             return self.with_tail / self.without_tail
         return math.inf if self.with_tail > 0.0 else 1.0
 
-    def warning(self, rank: int) -> str | None:
+    def warning(self, rank: int, factor_rank: int | None = None) -> str | None:
         """Say what to do where the guess matters.
 
         Args:
             rank: Of the sketches.
+            factor_rank: The setting that makes that part smaller, where it is not the sketches' own rank.
 
         Returns:
             One sentence and the remedy, or None where all is well.
         """
         if self.ratio <= LARGEST_RATIO:
             return None
+        larger = 4 * (factor_rank or rank)
         return (
             f"wide Kronecker factors are sketched (rank {rank}), and the curvature that the sketches miss makes up "
             f"{self.with_tail - self.without_tail:.3g} of {self.with_tail:.3g} effective parameters, so that variances "
-            f"rest on a guess; fit again with a larger rank, LaplaceConfig(factor_rank={4 * rank}) or --factor-rank "
-            f"{4 * rank}."
+            f"rest on a guess; fit again with a larger rank, LaplaceConfig(factor_rank={larger}) or --factor-rank "
+            f"{larger}."
         )
