@@ -226,20 +226,9 @@ def kronecker_block(parts: Sequence[Part], rule: str) -> Tensor:
 
 
 def corrected_block(parts: Sequence[Part], rule: str) -> Tensor:
-    """Return Q diag(Q^T F Q) Q^T, F the exact block and Q the eigenvectors of kron(L, R).
-
-    Eigenvectors of a factor's null space are arbitrary: in a sum over all of them, each stands for their mean.
-    """
-    spectra = [torch.linalg.eigh(factor) for factor in kronecker_factors(parts, rule)]
-    basis = torch.kron(*(spectrum.eigenvectors for spectrum in spectra))
-    squares = (basis.T @ exact_block(parts) @ basis).diagonal()
-    squares = squares.reshape([len(spectrum.eigenvalues) for spectrum in spectra]).clone()
-    for axis, (values, _) in enumerate(spectra):
-        null = values <= 1e-9 * values.max()
-        if bool(null.any()) and not bool(null.all()):
-            lines = squares.transpose(0, axis)  # a view
-            lines[null] = lines[null].mean(0, keepdim=True).expand(int(null.sum()), -1)
-    return basis @ torch.diag(squares.flatten()) @ basis.T
+    """Return Q diag(Q^T F Q) Q^T, F the exact block and Q the eigenvectors of kron(L, R)."""
+    basis = torch.kron(*(torch.linalg.eigh(factor).eigenvectors for factor in kronecker_factors(parts, rule)))
+    return basis @ torch.diag((basis.T @ exact_block(parts) @ basis).diagonal()) @ basis.T
 
 
 def root_parts(

@@ -30,6 +30,11 @@ FACTOR_RANKS: dict[str, int] = {
 }
 #: Structures whose ``factor_rank`` is a number of directions of all weights together.
 _JOINT = ("low_rank", "kron_low_rank")
+#: Rules of the factors that make no basis of their own, and why.
+_NO_BASIS = {
+    "reduce": "can leave of a factor nothing but rounding, which has arbitrary eigenvectors",
+    "official": "gives the same as 'expand', whose scale does not matter here",
+}
 #: Up to so many classes ``fisher="auto"`` takes all K-1 backward passes.
 MOST_CLASSES_EXACT_FISHER = 16
 
@@ -64,7 +69,8 @@ class LaplaceConfig:
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``ekfac``, ``last_layer``):
             ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``; ``official``, for
             comparison: ``expand`` with the inputs' factor divided by the number of examples, not of tokens, as in the
-            paper's code (which counts padding too; here padding enters nothing). ``kron_low_rank`` knows ``fitted``.
+            paper's code (which counts padding too; here padding enters nothing). ``ekfac`` knows ``fitted`` and
+            ``expand``, ``kron_low_rank`` ``fitted``.
         factor_rank: Directions by which wide Kronecker factors are kept: as a sketch with an isotropic tail (``kron``,
             ``ekfac``, ``last_layer``: factors wider than twice the rank; up to there a whole factor costs no more) or
             cut off (``kron_svd``: wider than the rank). Narrower factors are exact, and so are all with a rank as large
@@ -152,6 +158,11 @@ class LaplaceConfig:
             raise LaplaceLoRAError(
                 f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has none; "
                 f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
+            )
+        if self.structure == "ekfac" and self.kfac in _NO_BASIS:
+            raise LaplaceLoRAError(
+                f"structure='ekfac' takes the basis of the factors alone, and kfac={self.kfac!r} {_NO_BASIS[self.kfac]}; "
+                "use kfac='fitted' or 'expand'."
             )
         if self.structure == "kron_low_rank" and self.kfac != "fitted":
             raise LaplaceLoRAError(

@@ -35,22 +35,6 @@ class SpectralFactor:
         """Return F less tail I: what the sketch is sure of, a lower bound of what it is a sketch of."""
         return SpectralFactor((self.values - self.tail).clamp(min=0.0), self.vectors, self.tail.new_zeros(()))
 
-    def without_null_space(self, precision: float) -> "SpectralFactor":
-        """Return the same with eigenvectors of no curvature among those outside, as no data say which they are.
-
-        Args:
-            precision: What is below it, over the largest eigenvalue, is nothing.
-
-        Returns:
-            F, up to rounding; the directions outside share their mean eigenvalue.
-        """
-        kept = self.values > precision * self.values.max()
-        if bool(kept.all()) or not bool(kept.any()):
-            return self if bool(kept.all()) else SpectralFactor(self.values[:1], self.vectors[:, :1], self.tail)
-        outside = self.outside + int((~kept).sum())
-        tail = (self.values[~kept].sum() + self.outside * self.tail) / outside
-        return SpectralFactor(self.values[kept], self.vectors[:, kept].contiguous(), tail)
-
     def split(self, matrices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split rows into their coordinates along V and what is orthogonal to V.
 

@@ -18,7 +18,7 @@ CASES = [
     ("kron", "reduce"),
     ("kron", "official"),
     ("ekfac", "fitted"),
-    ("ekfac", "expand"),  # reduce: test_further_passes.py, as its eigenvectors can be found to few digits only
+    ("ekfac", "expand"),
     ("diag", "fitted"),
     ("exact", "fitted"),
     ("low_rank", "fitted"),

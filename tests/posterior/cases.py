@@ -38,10 +38,10 @@ def _cases() -> list[LaplaceConfig]:
             if name in FACTOR_RANKS:  # fewer directions than the data have
                 found.append(LaplaceConfig(structure=name, factor_rank=3))
             continue
+        rules = {"kron_svd": ("fitted",), "ekfac": ("fitted", "expand")}.get(name, get_args(KroneckerApproximation))
         if name != "kron_svd":
-            found += [LaplaceConfig(structure=name, kfac=rule) for rule in get_args(KroneckerApproximation)]
+            found += [LaplaceConfig(structure=name, kfac=rule) for rule in rules]
         # The wide factor of every LoRA matrix sketched, and both of the head.
-        rules = ("fitted",) if name == "kron_svd" else get_args(KroneckerApproximation)
         found += [LaplaceConfig(structure=name, kfac=rule, factor_rank=1) for rule in rules]
     return found
 

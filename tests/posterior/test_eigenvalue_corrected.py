@@ -9,7 +9,7 @@ from posterior.cases import SHAPES, Data, close, dense_likelihood, posterior_of,
 
 DATA = random_data(examples=9)
 ONE = torch.ones(1, dtype=torch.float64)
-RULES = ("fitted", "expand", "reduce")
+RULES = ("fitted", "expand")
 
 
 def _blocks(structure: str, data: Data = DATA, **settings: object) -> list[Tensor]:

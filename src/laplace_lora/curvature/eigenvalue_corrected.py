@@ -7,8 +7,8 @@ data gives the factors L and R and with them a basis; another, in that basis, th
 
 in place of the products of the factors' eigenvalues. Of all matrices that are diagonal in that basis it is the nearest
 to the exact block in the Frobenius norm, and of the same trace. Where wide factors are sketched, directions outside a
-sketch share the mean of their squares; and so do those in which a factor has no curvature, as K-FAC-reduce, which sees
-means over tokens, has where the rows have some: which eigenvectors stand for them is arbitrary.
+sketch share the mean of their squares. K-FAC-reduce makes no such basis: it sees means over tokens, which may vanish
+where rows do not (of keys the sum of gradients is 0), and what rounding leaves has arbitrary eigenvectors.
 """
 
 from collections.abc import Sequence
@@ -38,13 +38,10 @@ class EigenbasisCurvature(KroneckerCurvature):
         sides = []
         for side in ("left", "right"):
             stored = zip(*(found[f"{side}_{name}"] for name in _STORED), strict=True)
-            factors = [SpectralFactor(*of_one) for of_one in stored]
-            sides.append([f.without_null_space(_ROUNDING * torch.finfo(f.vectors.dtype).eps) for f in factors])
+            sides.append([SpectralFactor(*of_one) for of_one in stored])
         return SecondMoments(self.shapes, self.config, [KroneckerBasis(*both) for both in zip(*sides, strict=True)])
 
 
-# What is below so many rounding units is nothing.
-_ROUNDING = 32.0
 _STORED = ("eigenvalues", "eigenvectors", "tail")
 
 
