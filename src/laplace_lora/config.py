@@ -161,7 +161,8 @@ class LaplaceConfig:
             )
         if self.structure == "ekfac" and self.kfac in _NO_BASIS:
             raise LaplaceLoRAError(
-                f"structure='ekfac' takes the basis of the factors alone, and kfac={self.kfac!r} {_NO_BASIS[self.kfac]}; "
+                f"structure='ekfac' takes the basis of the factors alone, and kfac={self.kfac!r} "
+                f"{_NO_BASIS[self.kfac]}; "
                 "use kfac='fitted' or 'expand'."
             )
         if self.structure == "kron_low_rank" and self.kfac != "fitted":
