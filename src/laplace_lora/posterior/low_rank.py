@@ -7,7 +7,7 @@ from torch import Tensor
 
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.diagonal import DiagonalPosterior
-from laplace_lora.posterior.low_rank_plus import LowRankPlusPosterior
+from laplace_lora.posterior.low_rank_plus import LowRankPlusPosterior, Weights
 
 
 class LowRankPosterior(LowRankPlusPosterior):
@@ -38,6 +38,16 @@ class LowRankPosterior(LowRankPlusPosterior):
     ) -> "LowRankPosterior":
         """See :meth:`Posterior.from_statistics`: ``factor`` holds rows of W, ``diagonal`` D."""
         return cls(shapes, statistics["factor"], statistics["diagonal"])
+
+    def gram(self, weights: Mapping[int, Weights]) -> Tensor:
+        """See :meth:`LowRankPlusPosterior.gram`: a few weights at a time, which all directions share."""
+        size = self.factors[0].shape[1]
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        for index, (weight,) in weights.items():
+            flat = weight.flatten()
+            for columns, rows in self.blocks(index):
+                total += rows.mT @ (flat[columns, None] * rows)
+        return total
 
     def tensors(self) -> dict[str, Tensor]:
         """See :meth:`Posterior.tensors`."""

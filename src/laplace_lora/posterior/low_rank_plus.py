@@ -28,6 +28,7 @@ _BLOCK = 1 << 16
 # Numbers of A^-1 W that are held at once.
 _SOLVED = 1 << 24
 
+#: Of one matrix: a tensor for each part of its space.
 Weights = list[Tensor]
 
 
@@ -127,12 +128,19 @@ class LowRankPlusPosterior(Posterior):
         """
         flat = matrices.flatten(start_dim=1)
         found = flat.new_zeros(len(flat), self.factors[index].shape[1])
-        for columns, rows in self._blocks(index):
+        for columns, rows in self.blocks(index):
             found += flat[:, columns] @ rows
         return found
 
-    def _blocks(self, index: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield a matrix's rows of W, block by block in float64, so that copies stay small."""
+    def blocks(self, index: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield a matrix's rows of W, block by block in float64, so that copies stay small.
+
+        Args:
+            index: Position of the weight matrix.
+
+        Yields:
+            Which rows, and the rows.
+        """
         factor = self.factors[index]
         for start in range(0, len(factor), _BLOCK):
             columns = slice(start, start + _BLOCK)
@@ -149,14 +157,21 @@ class LowRankPlusPosterior(Posterior):
         """
         key = tuple(precision.tolist())
         if key not in self._roots:
-            core = self._gram(dict(enumerate(self.weights(precision))))
+            core = self.gram(dict(enumerate(self.weights(precision))))
             while len(self._roots) >= max(1, _KEPT_BYTES // core.nbytes):
                 self._roots.pop(next(iter(self._roots)))
             self._roots[key] = torch.linalg.cholesky(torch.eye(len(core), dtype=core.dtype, device=core.device) + core)
         return self._roots[key]
 
-    def _gram(self, weights: Mapping[int, Weights]) -> Tensor:
-        """Return sum_l W_l^T A_l^p W_l over the matrices that have weights: a few directions at a time."""
+    def gram(self, weights: Mapping[int, Weights]) -> Tensor:
+        """Return sum_l W_l^T A_l^p W_l, a few directions at a time.
+
+        Args:
+            weights: By position of those matrices l that are summed over, from :meth:`weights` for the power p.
+
+        Returns:
+            (m, m) float64.
+        """
         size = self.factors[0].shape[1]
         total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
         for index, weight in weights.items():
@@ -183,7 +198,7 @@ class LowRankPlusPosterior(Posterior):
         root, squares = self.root(precision), self.weights(precision, -2.0)
         found = self.rest.effective_parameters(precision)
         for group, delta in enumerate(precision.tolist()):
-            gram = self._gram({index: squares[index] for index, at in enumerate(self.groups) if at == group})
+            gram = self.gram({index: squares[index] for index, at in enumerate(self.groups) if at == group})
             found[group] += delta * float(torch.cholesky_solve(gram, root).diagonal().sum())
         return found
 
@@ -209,7 +224,7 @@ class LowRankPlusPosterior(Posterior):
         residual = torch.cholesky_solve(residual.mT, root).mT
         samples = []
         for index, draw in enumerate(draws):
-            moved = torch.cat([residual @ rows.mT for _, rows in self._blocks(index)], dim=1).view_as(draw)
+            moved = torch.cat([residual @ rows.mT for _, rows in self.blocks(index)], dim=1).view_as(draw)
             samples.append(draw - self.multiplied(index, self.rest.rotate(index, moved), weights[index]))
         return samples
 
