@@ -1,6 +1,6 @@
 """One pass over the data, folded into sufficient statistics: start, update, merge, finalise."""
 
-from laplace_lora.curvature.base import Curvature, require_finite_statistics
+from laplace_lora.curvature.base import Curvature
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.fitting import FitResult, backward_passes, fit_curvature, head_only
 from laplace_lora.curvature.hashing import digest_numbers, input_digests
@@ -26,5 +26,4 @@ __all__ = [
     "fit_curvature",
     "head_only",
     "input_digests",
-    "require_finite_statistics",
 ]
