@@ -142,7 +142,8 @@ def functional_covariances(
         accumulator: Makes an empty accumulator of the posterior, for S scales of the prior.
         description: Label of the progress bar; None for no bar.
         top_k: Let only so many logits of every example vary, the largest ones; all, in their own order, if not given.
-        shared_bytes: Batches wait for others until their accumulators hold so many bytes, and are then ended together.
+        shared_bytes: Batches wait for others while their accumulators hold no more than so many bytes, and are then
+            ended together; 0 for every batch by itself.
 
     Yields:
         Logits (B, K); covariances C (J P^-1 J^T) C^T (S, B, K, K), J the Jacobian of the contrasts C (or (S, B, k, k)
@@ -158,7 +159,8 @@ def functional_covariances(
                 waiting.append(_of_batch(runner, batch, likelihood, accumulator(), device, top_k))
                 held = [each.collected.nbytes for each in waiting]
                 # No more than that, if the next batch is as large.
-                ended = _ended(waiting) if sum(held) + held[-1] >= shared_bytes else []
+                full = not shared_bytes or sum(held) + held[-1] > shared_bytes
+                ended = _ended(waiting) if full else []
             waiting = [] if ended else waiting
             yield from ended
         if waiting:
