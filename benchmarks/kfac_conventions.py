@@ -122,7 +122,7 @@ def measure(task: str, epochs: int, data: Path, count: int, deltas: list[float])
     assert isinstance(rows, ExactPosterior)
     everything = list(range(len(rows.shapes)))
     candidates: dict[str, list[tuple[Posterior, list[int]]]] = {
-        "exact blocks": [(ExactPosterior([rows.shapes[i]], [rows.rows[i]]), [i]) for i in everything]
+        "exact blocks": [(ExactPosterior([rows.shapes[i]], [rows.rows.tensors[i]]), [i]) for i in everything]
     }
     for kfac in ("fitted", "reduce", "expand"):
         candidates[kfac] = [(fitted(kfac=kfac, factor_rank=WHOLE).posterior, everything)]

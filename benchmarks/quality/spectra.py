@@ -109,7 +109,8 @@ def collect(opened: Opened, run: Path, sets: dict[str, list[Row]]) -> tuple[dict
     tensors: dict[str, Tensor] = {}
     for name, rows in sets.items():
         if rows:
-            batches = opened.batches(rows[:TRAIN_EXAMPLES] if name == "train" else rows, run, name)
+            # Not under the name of the run's own training rows, which stay as they are.
+            batches = opened.batches(rows[:TRAIN_EXAMPLES] if name == "train" else rows, run, f"asked-{name}")
             mean, spectrum, labels = state.linearised(model).spectrum(batches, state.covered.reader, None)
             tensors |= {f"{name}.mean": mean, f"{name}.table": spectrum.table, f"{name}.labels": labels}
             tensors["nodes"] = spectrum.nodes

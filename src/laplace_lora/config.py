@@ -1,6 +1,7 @@
 """What a posterior is to be: one frozen object for the API, the command line and the saved files."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,8 @@ PriorGroups = Literal["global", "role", "module", "matrix"]
 Score = Literal["nll", "brier", "ece"]
 #: Ways of choosing the prior.
 TunedBy = Literal["auto", "evidence", "validation", "cross_fit"]
+#: Of the rows that ``exact`` keeps.
+RowsDtype = Literal["auto", "float32", "bfloat16"]
 LikelihoodName = Literal["categorical", "gaussian"]
 PredictiveRule = Literal["integral", "probit", "laplace_bridge", "mc"]
 
@@ -45,6 +48,7 @@ _CHOICES = {
     "prior_groups": PriorGroups,
     "likelihood": LikelihoodName,
     "predictive": PredictiveRule,
+    "rows_dtype": RowsDtype,
 }
 
 
@@ -99,8 +103,17 @@ class LaplaceConfig:
             ``laplace_lora.methods.weight_sampling``.
         integration_points: Points of ``integral`` for four classes and more, or draws of ``mc``: the paper's are
             100,000.
-        memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes, and tuning on
-            validation data the spectra (784 G K^2 bytes per example and G prior groups while they are joined).
+        rows_folder: A folder on a disk with room for the rows of ``exact``, which then lie in an unnamed file there,
+            4 N (K-1) P bytes for P weights, and are read as they are needed: memory does not grow with P. They are
+            gone with the posterior; ``save_pretrained`` writes its own copy. In memory if not given. It is not saved.
+        rows_dtype: In which ``exact`` keeps its rows: ``float32``, or ``bfloat16`` at half the bytes; ``auto`` is
+            float32, or float64 with a float64 model. The rounding of ``bfloat16`` is an error of 2e-6 of the prior's
+            variance in every variance, which is not small where the data narrow it a thousandfold: ``fit`` and
+            ``tune_prior`` warn then.
+        memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes (with
+            ``rows_folder`` Gram matrices alone; what they leave is for Jacobians of data that are predicted together),
+            and loads files beyond it memory-mapped. Tuning on validation data refuses spectra beyond it (784 G K^2
+            bytes per example and G prior groups while they are joined).
         train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and
             ``tune_prior``, with which evidence tuning checks its result against the trained adapter.
         seed: Seed of the random signs and sampled labels of the one-pass Fisher.
@@ -120,6 +133,8 @@ class LaplaceConfig:
     noise_variance: float = 1.0
     predictive: PredictiveRule = "integral"
     integration_points: int = 4096
+    rows_folder: str | None = None
+    rows_dtype: RowsDtype = "auto"
     memory_limit_bytes: int = 4 * 2**30
     train_check_bytes: int = 256 * 2**20
     seed: int = 0
@@ -175,6 +190,23 @@ class LaplaceConfig:
             if not whole or self.factor_rank < 1:
                 raise LaplaceLoRAError(
                     f"factor_rank={self.factor_rank!r} is no number of directions; give an int >= 1."
+                )
+
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Refuse settings of rows where there are none, and a folder that is no name of one."""
+        if self.rows_folder is not None:
+            if not isinstance(self.rows_folder, str | os.PathLike) or not os.fspath(self.rows_folder):
+                raise LaplaceLoRAError(
+                    f"rows_folder={self.rows_folder!r} is no folder; give its path, or leave it out."
+                )
+            object.__setattr__(self, "rows_folder", os.fspath(self.rows_folder))
+        for name, default in (("rows_folder", None), ("rows_dtype", "auto")):
+            if self.structure != "exact" and getattr(self, name) != default:
+                raise LaplaceLoRAError(
+                    f"{name}={getattr(self, name)!r} is for the rows that structure='exact' keeps, and "
+                    f"structure={self.structure!r} keeps none; leave it out."
                 )
 
     def _check_selection(self, name: str, kind: type) -> None:

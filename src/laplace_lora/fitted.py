@@ -80,9 +80,11 @@ class Fitted:
 
     @property
     def tail_warning(self) -> str | None:
-        """What there is to say of too small a rank, or None."""
+        """What there is to say of too small a rank, or of rows too coarse for the prior; or None."""
         check = self.tail_check
-        return None if check is None else check.warning(self.config.sketch_rank, self.config.rank)
+        if check is None:
+            return self.posterior.storage_warning(self.precision * self.noise_scale)
+        return check.warning(self.config.sketch_rank, self.config.rank)
 
     def require_labels(self) -> None:
         """Refuse data without labels, which have no evidence.

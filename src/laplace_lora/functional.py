@@ -68,7 +68,8 @@ class LinearisedModel:
         """
         accumulator = partial(self.posterior.accumulator, self.precision, scales)
         runner = jacobian_pass(self.model, self.sites, reader.readout, head_only=head_only(self.config, reader.readout))
-        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k)
+        shared = self.posterior.shared_bytes(self.config.memory_limit_bytes)
+        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, top_k, shared)
         for logits, covariance, labels in found:
             yield logits, covariance * self.scale, labels
 
@@ -89,7 +90,8 @@ class LinearisedModel:
         grid = self.posterior.grid()
         accumulator = partial(self.posterior.spectral_accumulator, grid)
         runner = jacobian_pass(self.model, self.sites, reader.readout, head_only=head_only(self.config, reader.readout))
-        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description)
+        shared = self.posterior.shared_bytes(self.config.memory_limit_bytes)
+        found = functional_covariances(runner, loader, reader.likelihood, accumulator, description, None, shared)
         shorter = ((logits, table.float(), labels) for logits, table, labels in found)
         mean, tables, labels = collect(shorter, reader.likelihood, self.config.memory_limit_bytes)
         nodes = grid.nodes.to(tables.device)
@@ -127,6 +129,7 @@ def functional_covariances(
     accumulator: Callable[[], CovarianceAccumulator],
     description: str | None,
     top_k: int | None = None,
+    shared_bytes: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Run the model over a loader and yield the linearised model's Gaussian logits, batch by batch.
 
@@ -140,6 +143,8 @@ def functional_covariances(
         accumulator: Makes an empty accumulator of the posterior, for S scales of the prior.
         description: Label of the progress bar; None for no bar.
         top_k: Let only so many logits of every example vary, the largest ones; all, in their own order, if not given.
+        shared_bytes: Batches wait for others while their accumulators hold no more than so many bytes, and are then
+            ended together; 0 for every batch by itself.
 
     Yields:
         Logits (B, K); covariances C (J P^-1 J^T) C^T (S, B, K, K), J the Jacobian of the contrasts C (or (S, B, k, k)
@@ -148,11 +153,31 @@ def functional_covariances(
     """
     with jacobians as runner:
         device = next(runner.model.parameters()).device
+        waiting: list[_Waiting] = []
         for batch in tqdm(loader, desc=description, unit="batch", disable=description is None):
             # Not held while others run: a mode that is left later than it was entered would stay switched.
             with torch.inference_mode(False):
-                found = _of_batch(runner, batch, likelihood, accumulator(), device, top_k)
-            yield found
+                waiting.append(_of_batch(runner, batch, likelihood, accumulator(), device, top_k))
+                held = [each.collected.nbytes for each in waiting]
+                # No more than that, if the next batch is as large.
+                full = not shared_bytes or sum(held) + held[-1] > shared_bytes
+                ended = _ended(waiting) if full else []
+            waiting = [] if ended else waiting
+            yield from ended
+        if waiting:
+            with torch.inference_mode(False):
+                ended = _ended(waiting)
+            yield from ended
+
+
+@dataclasses.dataclass(frozen=True)
+class _Waiting:
+    """A batch whose passes are done: its logits and labels, its Jacobians, and the contrasts (K, M) they are of."""
+
+    logits: Tensor
+    labels: Tensor | None
+    collected: CovarianceAccumulator
+    contrasts: Tensor | None
 
 
 def _of_batch(
@@ -162,7 +187,7 @@ def _of_batch(
     collected: CovarianceAccumulator,
     device: torch.device,
     top_k: int | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> _Waiting:
     inputs, given = split_labels(batch, device)
     rows = runner.readout.rows(inputs, given)
     labels = runner.readout.labels(rows, given)
@@ -170,7 +195,7 @@ def _of_batch(
     receive = partial(_collect, collected)
     if rows.places is not None:
         runner.rows(None, receive)
-        return logits, _covariance(collected, logits), labels
+        return _Waiting(logits, labels, collected, None)
     varying = min(top_k or logits.shape[-1], logits.shape[-1])
     contrasts = likelihood.contrasts(varying).to(logits.device)
     cotangents = contrasts.expand(len(logits), -1, -1)
@@ -178,13 +203,22 @@ def _of_batch(
         index = logits.topk(varying, dim=-1).indices[:, :, None].expand_as(cotangents)
         cotangents = contrasts.new_zeros(*logits.shape, varying - 1).scatter(1, index, cotangents)
     runner.rows(cotangents, receive)
-    return logits, contrasts @ _covariance(collected, logits) @ contrasts.T, labels
+    return _Waiting(logits, labels, collected, contrasts)
 
 
-def _covariance(collected: CovarianceAccumulator, logits: Tensor) -> Tensor:
+def _ended(batches: Sequence[_Waiting]) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """Return logits, covariances and labels of batches, ended together."""
+    collected = [each.collected for each in batches]
     # Products of Jacobians are not to be rounded by an autocast that is meant for the model.
-    with torch.autocast(logits.device.type, enabled=False):
-        return collected.covariance().to(logits.device)
+    with torch.autocast(batches[0].logits.device.type, enabled=False):
+        found = type(collected[0]).covariances(collected)
+    ended = []
+    for each, covariance in zip(batches, found, strict=True):
+        spread = covariance.to(each.logits.device)
+        if each.contrasts is not None:
+            spread = each.contrasts @ spread @ each.contrasts.T
+        ended.append((each.logits, spread, each.labels))
+    return ended
 
 
 def _collect(accumulator: CovarianceAccumulator, gradient: MatrixGradient) -> None:

@@ -14,7 +14,7 @@ from laplace_lora import tuning
 from laplace_lora.adapters import altered_start, discover_sites
 from laplace_lora.config import LaplaceConfig, Score, TunedBy
 from laplace_lora.covered import Covered
-from laplace_lora.curvature import FitResult, fit_curvature, fit_further, require_finite_statistics, require_rereadable
+from laplace_lora.curvature import FitResult, fit_curvature, fit_further, require_rereadable
 from laplace_lora.errors import LaplaceLoRAError, NotFittedError
 from laplace_lora.fitted import Fitted
 from laplace_lora.persistence import (
@@ -185,7 +185,7 @@ class LaplaceLoRA:
         curvature = fit_further(curvature, self.model, *covers, again, result)
         self._settle_names(result.classes)
         statistics = curvature.finalise()
-        require_finite_statistics(statistics, covered.shapes)
+        curvature.require_finite(statistics)
         posterior = self._structure.posterior.from_statistics(covered.shapes, statistics, curvature.dtype)
         posterior.assign_groups(covered.groups.index)
         self._fitted = Fitted(

@@ -115,6 +115,35 @@ def test_every_structure_from_fit_to_info(
     assert len(_predictions(out)) == 12
 
 
+def test_rows_on_disk_from_fit_to_predict(folders: Folders, adapter: Path, tmp_path: Path) -> None:
+    """The posterior is that of rows in memory, and its rows are in its own file alone."""
+    scratch, written = tmp_path / "scratch", []
+    scratch.mkdir()
+    for more in ([], ["--rows-folder", scratch], ["--rows-folder", scratch, "--rows-dtype", "bfloat16"]):
+        out = tmp_path / str(len(written))
+        options = ["--structure", "exact", "--prior", "1000", *more]
+        fit = run("fit", "--adapter", adapter, "--data", folders.train, "--out", out, *options)
+        assert fit.exit_code == 0, fit.stderr
+        assert list(scratch.iterdir()) == []
+        assert str(scratch) not in (out / POSTERIOR_CONFIG).read_text()
+        assert run("info", out).exit_code == 0
+        written.append((out / POSTERIOR_WEIGHTS).read_bytes())
+    assert written[0] == written[1]
+    assert len(written[2]) < 0.6 * len(written[1])
+
+
+def test_rows_on_disk_where_there_is_no_folder(folders: Folders, adapter: Path, tmp_path: Path) -> None:
+    for more, said in (
+        (["--structure", "exact", "--rows-folder", tmp_path / "none"], "cannot be written"),
+        (["--rows-folder", tmp_path], "structure='kron' keeps none"),
+        (["--structure", "exact", "--rows-dtype", "int8"], "rows_dtype='int8' is not known"),
+    ):
+        fit = run("fit", "--adapter", adapter, "--data", folders.train, "--out", tmp_path / "a", *more)
+        assert fit.exit_code == 1
+        assert said in fit.stderr
+    assert list(tmp_path.iterdir()) == [adapter]
+
+
 def test_some_layers_from_fit_to_info(folders: Folders, adapter: Path, tmp_path: Path) -> None:
     chosen = ["--target-modules", "query,classifier", "--layers-to-transform", "-1"]
     fit = run("fit", "--adapter", adapter, "--data", folders.train, "--out", tmp_path / "a", *chosen)

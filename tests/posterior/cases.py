@@ -5,6 +5,7 @@ is tested without a new line of code.
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from typing import get_args
 
@@ -37,6 +38,8 @@ def _cases() -> list[LaplaceConfig]:
             found.append(LaplaceConfig(structure=name))
             if name in FACTOR_RANKS:  # fewer directions than the data have
                 found.append(LaplaceConfig(structure=name, factor_rank=3))
+            if name == "exact":
+                found.append(LaplaceConfig(structure=name, rows_folder=tempfile.gettempdir()))
             continue
         rules = {"kron_svd": ("fitted",), "ekfac": ("fitted", "expand")}.get(name, get_args(KroneckerApproximation))
         if name != "kron_svd":
@@ -53,7 +56,8 @@ CASES = _cases()
 def name_of(config: LaplaceConfig) -> str:
     """Name a case."""
     rank = "" if config.factor_rank is None else f"-rank{config.factor_rank}"
-    return f"{config.structure}-{config.kfac}{rank}"
+    place = "" if config.rows_folder is None else "-on-disk"
+    return f"{config.structure}-{config.kfac}{rank}{place}"
 
 
 def is_truncated(config: LaplaceConfig) -> bool:

@@ -127,6 +127,81 @@ def checkpointing() -> str:
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
 
 
+def exact_steps() -> str:
+    """What every step of the exact posterior takes with its rows on disk."""
+    document = load("exact_out_of_memory")
+    found = document["results"]["out_of_memory"]
+    streams = {
+        "Gram matrix": 1,
+        "test set": found["test_streams"],
+        "one batch": 1,
+        "two samples": 2,
+        "save": 1,
+        "load": 2,
+    }
+    names = {
+        "test set": f"predict {found['test_sentences']} sentences",
+        "one batch": f"predict one batch of {found['batch_sentences']}",
+        "evidence": "evidence tuning",
+        "load": "load, memory-mapped",
+    }
+    before = found["steps"]["fit"]["anonymous_before_bytes"]
+    rows = [
+        [
+            names.get(name, name),
+            f"{step['seconds']:,.1f}",
+            str(streams.get(name, 0)),
+            f"{step['from_disk_bytes'] / 1e9:.1f}",
+            f"{(step['anonymous_peak_bytes'] - before) / 2**20:,.0f}",
+            f"{step['resident_peak_bytes'] / 2**20:,.0f}",
+        ]
+        for name, step in found["steps"].items()
+    ]
+    head = [
+        "step",
+        "seconds",
+        "streams over the rows",
+        "read from the disk, GB",
+        "peak of the process's own memory above the start, MiB",
+        "peak resident with mapped pages, MiB",
+    ]
+    note = (
+        f"{found['rows']:,} rows of {found['weights']:,} weights ({found['model']}, r={found['rank']}; SST-2, K=2) in "
+        f"{found['rows_dtype']}: {found['row_bytes'] / 1e9:.1f} GB on disk, {found['saved_bytes'] / 1e9:.1f} GB saved. "
+        f"Before the fit the process held {before / 2**20:,.0f} MiB of its own. The limit, `memory_limit_bytes`, was "
+        f"{found['memory_limit_bytes'] / 2**20:,.0f} MiB: {found['working_bytes'] / 2**20:,.0f} for Gram matrix and "
+        f"slabs, {found['shared_bytes'] / 2**20:,.0f} for test Jacobians, of which {found['test_sentences']} sentences "
+        f"have {found['test_jacobian_bytes'] / 2**20:,.0f}. One thread, other work beside it. Covariances of one batch "
+        f"agree with those of the whole set within {found['largest_difference']:.0e}."
+    )
+    return f"{table(head, rows)}\n\n{note}\n\nMade by {origin(document)}"
+
+
+def exact_bfloat16() -> str:
+    """What rows in bfloat16 do to variances."""
+    document = load("exact_out_of_memory")
+    rows = [
+        [
+            f"{found['prior_precision']:g}",
+            f"{found['narrowed_rows']:,.0f}",
+            f"{100 * found['training_median_error']:.2g} ({100 * found['training_largest_error']:.2g})",
+            f"{found['test_narrowed']:,.0f}",
+            f"{100 * found['test_median_error']:.2g} ({100 * found['test_largest_error']:.2g})",
+            "yes" if found["warned"] else "no",
+        ]
+        for found in document["results"]["bfloat16"]
+    ]
+    head = [
+        "prior precision",
+        "training rows: narrowed up to",
+        "error of variances, %: median (largest)",
+        "test sentences: narrowed up to",
+        "error of variances, %: median (largest)",
+        "`fit` warns",
+    ]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
 def grid_search() -> str:
     """laplace-torch's grid search beside the spectrum."""
     document = load("grid_search")

@@ -130,7 +130,8 @@ class Site:
         values = {}
         for parameter, column in zip(self.parameters, columns, strict=True):
             start = parameter.detach().to(deviation.dtype)
-            step = column.reshape(-1, *start.shape[1:])
+            # A posterior whose rows are in a file lives on the host.
+            step = column.to(start.device).reshape(-1, *start.shape[1:])
             value = start + step if self.rows is None else start.index_add(0, self.rows.to(start.device), step)
             values[parameter] = value.to(torch.promote_types(parameter.dtype, torch.float32))
         return values

@@ -108,6 +108,17 @@ def fit(
         str,
         typer.Option(help="What shares a prior precision: global (all), role (A, B, head), module or matrix."),
     ] = "global",
+    rows_folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --structure exact: a folder on a disk with room for 4 bytes per weight and row, N (K-1) rows of "
+            "N examples; they are gone when fit ends, and the posterior is as large again.  [default: rows in memory]",
+            metavar="DIR",
+        ),
+    ] = None,
+    rows_dtype: Annotated[
+        str, typer.Option(help="With --structure exact, of its rows: auto (float32), float32 or bfloat16 (half).")
+    ] = "auto",
     predictive: Annotated[
         str,
         typer.Option(
@@ -127,6 +138,7 @@ def fit(
         # LaplaceConfig refuses what it does not know, in the same words as in Python.
         choices: dict[str, Any] = {"structure": structure, "fisher": fisher, "prior_groups": prior_groups}
         choices["predictive"] = predictive
+        choices["rows_folder"], choices["rows_dtype"] = rows_folder, rows_dtype
         choices["target_modules"] = options.split_names(target_modules)
         choices["layers_to_transform"] = options.split_positions(layers_to_transform)
         laplace = LaplaceConfig(**choices, factor_rank=factor_rank, seed=seed)

@@ -1,6 +1,6 @@
 """One pass over the data, folded into sufficient statistics: start, update, merge, finalise."""
 
-from laplace_lora.curvature.base import Curvature, require_finite_statistics
+from laplace_lora.curvature.base import Curvature
 from laplace_lora.curvature.diagonal import DiagonalCurvature
 from laplace_lora.curvature.eigenvalue_corrected import EigenbasisCurvature
 from laplace_lora.curvature.fitting import backward_passes, fit_curvature, head_only
@@ -33,6 +33,5 @@ __all__ = [
     "fit_further",
     "head_only",
     "input_digests",
-    "require_finite_statistics",
     "require_rereadable",
 ]

@@ -62,6 +62,9 @@ class Curvature(abc.ABC):
             weights: (B,) weights of the directions.
         """
 
+    def discard(self) -> None:  # noqa: B027 - most hold memory alone
+        """Let go of what is held outside memory; called when a pass ends early."""
+
     def end_batch(self) -> None:  # noqa: B027 - most keep nothing of a batch
         """Let go of what was kept of the batch; called when all its gradients are in."""
 
@@ -81,6 +84,16 @@ class Curvature(abc.ABC):
             Named lists of one tensor per matrix, from which the structure's posterior is built.
         """
 
+    def require_finite(self, statistics: Mapping[str, Sequence[Tensor]]) -> None:
+        """Refuse curvature that overflowed, though the logits did not.
+
+        Args:
+            statistics: What the fold ended with.
+        """
+        for tensors in statistics.values():
+            for tensor, shape in zip(tensors, self.shapes, strict=True):
+                require_finite_sums([tensor], shape)
+
 
 def add_sums(mine: list[Tensor | None], other: list[Tensor | None]) -> None:
     """Add two lists of optional sums, in place of the first.
@@ -93,18 +106,6 @@ def add_sums(mine: list[Tensor | None], other: list[Tensor | None]) -> None:
         if value is not None:
             held = mine[index]
             mine[index] = value.clone() if held is None else held + value
-
-
-def require_finite_statistics(statistics: Mapping[str, Sequence[Tensor]], shapes: Sequence[MatrixShape]) -> None:
-    """Refuse curvature that overflowed, though the logits did not.
-
-    Args:
-        statistics: What a fold ended with.
-        shapes: One per matrix, for the names.
-    """
-    for tensors in statistics.values():
-        for tensor, shape in zip(tensors, shapes, strict=True):
-            require_finite_sums([tensor], shape)
 
 
 def require_finite_sums(sums: Sequence[Tensor], shape: MatrixShape) -> None:

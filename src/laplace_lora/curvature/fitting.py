@@ -50,6 +50,23 @@ def fit_curvature(
     Raises:
         LaplaceLoRAError: The loader is empty.
     """
+    try:
+        return _fit_curvature(model, sites, curvature, config, readout, likelihood, loader)
+    except BaseException:
+        # Its frames outlive it in a traceback that somebody looks at.
+        curvature.discard()
+        raise
+
+
+def _fit_curvature(
+    model: nn.Module,
+    sites: Sequence[Site],
+    curvature: Curvature,
+    config: LaplaceConfig,
+    readout: Readout,
+    likelihood: Likelihood,
+    loader: Iterable[Mapping[str, Any]],
+) -> tuple[FitResult, TrainCheckExamples | None, str | None]:
     device = next(model.parameters()).device
     tally = Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)

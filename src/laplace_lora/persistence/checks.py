@@ -171,6 +171,10 @@ def checked_config(values: Mapping[str, Any]) -> LaplaceConfig:
             check = _is_rank
         if field.name in ("target_modules", "layers_to_transform"):
             continue  # from_dict says what is wrong with them
+        if field.name == "rows_folder":  # of the machine that fitted: not saved
+            if value is not None:
+                raise PosteriorFileError(_malformed("config.rows_folder"))
+            continue
         if not check(value) or (field.name == "integration_points" and value > MOST_POINTS):
             raise PosteriorFileError(_malformed(f"config.{field.name}"))
     try:
@@ -227,8 +231,10 @@ def _problem(tensor: Tensor, shape: tuple[int, ...], *, spectrum: bool) -> str |
         return f"has shape {tuple(tensor.shape)} instead of {shape}"
     if not tensor.is_floating_point() or (spectrum and tensor.dtype != torch.float64):
         return f"is of dtype {tensor.dtype}"
-    # Squares and products of what is stored are formed; they must be finite, too.
-    if not bool(torch.isfinite(tensor).all()) or (tensor.numel() and float(tensor.abs().max()) > 1e140):
+    # Squares and products of what is stored are formed; they must be finite, too. Part by part: what is compared takes
+    # as much memory again. NaN is no number below anything.
+    parts = tensor.flatten().split(1 << 22)
+    if not all(bool((part.abs() <= min(1e140, torch.finfo(part.dtype).max)).all()) for part in parts):
         return "holds NaN, infinite or impossibly large values"
     if spectrum and bool((tensor < 0).any()):
         return "holds negative values"

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from laplace_lora.errors import OutputError, PosteriorFileError
+from laplace_lora.persistence.mapped import mapped_tensors
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "posterior_config.json"
@@ -99,12 +100,23 @@ def read_description(directory: Path) -> dict[str, Any]:
     return document
 
 
-def read_tensors(directory: Path, description: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_bytes(directory: Path) -> int:
+    """Return the size of posterior.safetensors, 0 if there is none.
+
+    Args:
+        directory: Where the files are.
+    """
+    path = directory / TENSORS_NAME
+    return path.stat().st_size if path.is_file() else 0
+
+
+def read_tensors(directory: Path, description: Mapping[str, Any], mapped: bool = False) -> dict[str, Tensor]:
     """Read and check posterior.safetensors.
 
     Args:
         directory: Where the files are.
         description: What :func:`read_description` returned.
+        mapped: Whether tensors are to stay in the file, mapped into memory and not to be written to.
 
     Returns:
         The state, on the CPU.
@@ -119,6 +131,8 @@ def read_tensors(directory: Path, description: Mapping[str, Any]) -> dict[str, T
                 f"{path} does not match the checksum in {CONFIG_NAME}: one of the two is damaged or comes from another "
                 "fit; fit and save the posterior again."
             )
+        if mapped:
+            return mapped_tensors(path)
         # Copies: aligned like computed tensors, so that results agree to the last bit, and free of the file.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:

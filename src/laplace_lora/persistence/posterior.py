@@ -9,7 +9,7 @@ import torch
 from laplace_lora.curvature import FitResult
 from laplace_lora.errors import LaplaceLoRAError, PosteriorFileError, first_line
 from laplace_lora.persistence.checks import check_tensors
-from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors
+from laplace_lora.persistence.files import TENSORS_NAME, read_description, read_tensors, tensors_bytes
 from laplace_lora.persistence.hub import resolve_directory
 from laplace_lora.persistence.state import SavedState
 from laplace_lora.posterior import Posterior
@@ -22,6 +22,10 @@ TRAINING_INPUTS = "training_inputs"
 
 def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tuple[SavedState, Posterior, FitResult]:
     """Read both files of a posterior.
+
+    Where the structure allows it, tensors that take more than its ``memory_limit_bytes`` stay in the file, which is
+    mapped into memory and must not be changed in place while they are in use (it may be deleted, or saved anew). It is
+    read twice here: for its checksum, and for numbers that are none.
 
     Args:
         source: A folder, or the id of a repository on the Hugging Face hub.
@@ -36,15 +40,19 @@ def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tu
     folder = resolve_directory(source)
     document = read_description(folder)
     state = SavedState.from_description(document)
-    tensors = read_tensors(folder, document)
+    kind = STRUCTURES[state.config.structure].posterior
+    mapped = kind.streams and tensors_bytes(folder) > state.config.memory_limit_bytes
+    tensors = read_tensors(folder, document, mapped)
     inputs = tensors.pop(TRAINING_INPUTS, None)
     if inputs is None:
         raise PosteriorFileError(f"{folder / TENSORS_NAME} lacks {TRAINING_INPUTS!r}; fit and save it again.")
     if inputs.dtype != torch.int64 or tuple(inputs.shape) != (state.examples,):
         raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TRAINING_INPUTS!r} is malformed; fit and save it again.")
-    kind = STRUCTURES[state.config.structure].posterior
     check_tensors(kind, state.matrices, tensors, str(folder / TENSORS_NAME))
-    posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
+    if mapped:
+        posterior = kind.from_mapped(state.matrices, tensors)
+    else:
+        posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
     posterior.assign_groups(state.groups().index)
     fitted = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs, state.targets)
     return state, posterior, fitted

@@ -128,7 +128,8 @@ class SavedState:
         Returns:
             One entry per field.
         """
-        return dataclasses.asdict(self) | {"config": self.config.to_dict()}
+        # Where rows lay on this machine is nobody's business elsewhere.
+        return dataclasses.asdict(self) | {"config": self.config.to_dict() | {"rows_folder": None}}
 
     @classmethod
     def from_description(cls, document: Mapping[str, Any]) -> "SavedState":

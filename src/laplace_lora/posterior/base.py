@@ -37,6 +37,23 @@ class CovarianceAccumulator(abc.ABC):
             (S, B, M, M) float64, in squared logits; positive semi-definite up to rounding.
         """
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes held of the batch until its covariance is asked for, where batches can wait for others; else 0."""
+        return 0
+
+    @classmethod
+    def covariances(cls, batches: Sequence["CovarianceAccumulator"]) -> list[Tensor]:
+        """End several batches together, which can cost less than one by one.
+
+        Args:
+            batches: Accumulators of this class, made alike.
+
+        Returns:
+            What :meth:`covariance` returns, of each.
+        """
+        return [batch.covariance() for batch in batches]
+
 
 class Posterior(abc.ABC):
     """A Gaussian over all weight matrices, without its prior.
@@ -46,9 +63,11 @@ class Posterior(abc.ABC):
 
     Attributes:
         spectra: How the names of stored eigenvalues end.
+        streams: Whether its state can stay in a file that is mapped into memory.
     """
 
     spectra: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = False
 
     def __init__(self, shapes: Sequence[MatrixShape]) -> None:
         """Keep the shapes of the weight matrices.
@@ -107,6 +126,28 @@ class Posterior(abc.ABC):
         Returns:
             An empty accumulator.
         """
+
+    def shared_bytes(self, limit: int) -> int:
+        """Say how many bytes of Jacobians batches are to hold before they are ended together.
+
+        Args:
+            limit: Most bytes that the posterior may take.
+
+        Returns:
+            0 where nothing is won by waiting.
+        """
+        return 0
+
+    def storage_warning(self, precision: Tensor) -> str | None:
+        """Say so where the dtype that the state is kept in is too coarse for a prior.
+
+        Args:
+            precision: Prior precision of each group.
+
+        Returns:
+            One sentence and the remedy, or None where all is well.
+        """
+        return None
 
     @property
     def has_spectrum(self) -> bool:
@@ -195,6 +236,19 @@ class Posterior(abc.ABC):
         Returns:
             The posterior.
         """
+
+    @classmethod
+    def from_mapped(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "Posterior":
+        """Rebuild a posterior that :attr:`streams` from tensors in a file that is mapped into memory.
+
+        Args:
+            shapes: One per matrix.
+            tensors: What :meth:`tensors` returned, on the host.
+
+        Returns:
+            The posterior.
+        """
+        return cls.from_tensors(shapes, tensors)
 
     @classmethod
     @abc.abstractmethod

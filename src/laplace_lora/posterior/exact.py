@@ -15,28 +15,40 @@ from torch import Tensor
 from laplace_lora.errors import UnsupportedInputError
 from laplace_lora.matrices import MatrixShape
 from laplace_lora.posterior.base import CovarianceAccumulator, Posterior, standard_normal
+from laplace_lora.posterior.row_products import Jacobians, Rows
 from laplace_lora.posterior.spectrum import Grid
+from laplace_lora.streaming import working_bytes
 
 # Smaller eigenvalues of the Gram matrix, over the largest, are rounding.
 _NO_CURVATURE = 1e-13
+# Mean square of a bfloat16's rounding over that of the number: 2^-14 / 12 over 1.5 / log 2, where the logarithm of the
+# mantissa is evenly spread.
+_BFLOAT16 = 2.0**-14 / 12.0 / 2.164
+# Relative errors of variances that are worth a word.
+_COARSE = 0.01
 
 
 class ExactPosterior(Posterior):
     """The GGN's posterior without any approximation of its structure.
 
-    Memory: rows 4 M P bytes (8 in float64), Gram matrices 8 M^2 bytes for each prior group
-    (two more while K is decomposed). Rows are kept in the Jacobians' dtype, Gram matrices are float64.
+    Memory: rows b M P bytes (b = 4, or 8 with float64 models, or 2 with bfloat16) unless they are in a file; Gram
+    matrices, float64, 8 M^2 bytes for each prior group, and up to four more while K is decomposed; slabs of rows and
+    Jacobians (:mod:`laplace_lora.streaming`). The rows are gone through once for the Gram matrices, once for every
+    call of an accumulator's ``covariances``, and twice for any number of samples.
     """
 
-    def __init__(self, shapes: Sequence[MatrixShape], rows: Sequence[Tensor]) -> None:
+    streams = True
+
+    def __init__(self, shapes: Sequence[MatrixShape], rows: Sequence[Tensor], on_disk: bool = False) -> None:
         """Keep the rows.
 
         Args:
             shapes: One per matrix.
             rows: Per matrix Phi_l, (M, out * in).
+            on_disk: Whether they are mapped from a file.
         """
         super().__init__(shapes)
-        self.rows = list(rows)
+        self.rows = Rows(rows, on_disk)
         self._grams: list[Tensor] | None = None
         self._decomposed: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
@@ -44,12 +56,69 @@ class ExactPosterior(Posterior):
     def from_statistics(
         cls, shapes: Sequence[MatrixShape], statistics: Mapping[str, Sequence[Tensor]], dtype: torch.dtype
     ) -> "ExactPosterior":
-        """See :meth:`Posterior.from_statistics`: ``rows`` holds Phi_l, (M, out * in) in the Jacobians' dtype."""
-        return cls(shapes, statistics["rows"])
+        """See :meth:`Posterior.from_statistics`: ``rows`` or ``rows_on_disk`` holds Phi_l, (M, out * in)."""
+        on_disk = "rows_on_disk" in statistics
+        return cls(shapes, statistics["rows_on_disk" if on_disk else "rows"], on_disk)
 
     def accumulator(self, precision: Tensor, scales: Tensor | None = None) -> CovarianceAccumulator:
         """See :meth:`Posterior.accumulator`."""
         return _ExactAccumulator(self, precision, scales)
+
+    def spectral_accumulator(self, grid: Grid) -> CovarianceAccumulator:
+        """See :meth:`Posterior.spectral_accumulator`."""
+        return _SpectralAccumulator(self, grid)
+
+    def shared_bytes(self, limit: int) -> int:
+        """See :meth:`Posterior.shared_bytes`: what is left beside Gram matrices and slabs, if the rows are in a file.
+
+        Args:
+            limit: Most bytes that the posterior may take.
+
+        Returns:
+            The bytes; 0 if all rows are in memory.
+        """
+        if not self.rows.on_disk:
+            return 0
+        return max(0, limit - working_bytes(len(self.rows), 1 + max(self.groups), max(s.size for s in self.shapes)))
+
+    def storage_warning(self, precision: Tensor) -> str | None:
+        """See :meth:`Posterior.storage_warning`: of rows in bfloat16.
+
+        What their rounding adds to a row does not lie in their span, and keeps its prior variance: an error of 2.4e-6
+        of the prior variance, which counts where the data have left little of it. Looked at is the row of which the
+        least is left.
+
+        Args:
+            precision: Prior precision of each group.
+
+        Returns:
+            One sentence and the remedy, or None.
+        """
+        if self.rows.tensors[0].dtype != torch.bfloat16:
+            return None
+        narrowed = self.largest_narrowing(precision)
+        if narrowed * _BFLOAT16 < _COARSE:
+            return None
+        return (
+            f"rows are kept in bfloat16, and at this prior precision the data narrow variances up to {narrowed:.2g} "
+            f"times, so that they err by up to about {100.0 * narrowed * _BFLOAT16:.2g} %; fit with "
+            "rows_dtype='float32' (--rows-dtype float32), or take a larger prior precision."
+        )
+
+    def largest_narrowing(self, precision: Tensor) -> float:
+        """Return the largest ratio of prior to posterior variance along a row: K_ii / [K (I + K)^-1]_ii.
+
+        Args:
+            precision: Prior precision of each group.
+
+        Returns:
+            The ratio, at least 1.
+        """
+        values, vectors = self.decompose(precision)
+        squares = vectors.square()
+        prior, posterior = squares @ values, squares @ (values / (1.0 + values))
+        known = prior > _NO_CURVATURE * prior.max()
+        return float((prior[known] / posterior[known]).max()) if bool(known.any()) else 1.0
 
     @property
     def has_spectrum(self) -> bool:
@@ -87,21 +156,29 @@ class ExactPosterior(Posterior):
         Returns:
             (1, n, B, M, M) float64.
         """
+        rows = {index: list(matrices.flatten(start_dim=2).unbind(1)) for index, matrices in jacobians.items()}
+        ((own, cross),) = self.rows.products([rows], [1.0] * len(self.shapes))
+        return self.gathered(own, cross, grid)
+
+    def gathered(self, own: Tensor, cross: Tensor, grid: Grid) -> Tensor:
+        """Split a batch's contributions by eigenvalue; see :meth:`gather`.
+
+        Args:
+            own: (B, M, M) J J^T.
+            cross: (B, M, rows) J Phi^T.
+            grid: From :meth:`grid`.
+
+        Returns:
+            (1, n, B, M, M) float64.
+        """
         values, vectors = self.decompose(torch.ones(1, dtype=torch.float64))
-        first = next(iter(jacobians.values()))
-        size, count = first.shape[:2]
-        table = grid.empty(1, (size, count, count), first.device)
-        cross = torch.zeros(size * count, len(values), dtype=torch.float64, device=first.device)
-        for index, matrices in jacobians.items():
-            flat, phi = matrices.reshape(size, count, -1).double(), self.rows[index]
-            table[0, 0] += flat @ flat.mT
-            for columns in _column_blocks(phi):
-                part = flat.flatten(end_dim=1)[:, columns]
-                cross += part @ phi[:, columns].to(part).T
-        rotated = (cross @ vectors.to(cross)).view(size, count, -1).permute(2, 0, 1)
+        size, count = cross.shape[:2]
+        table = grid.empty(1, (size, count, count), own.device)
+        table[0, 0] += own
+        rotated = (cross @ vectors).permute(2, 0, 1)
         known = values > _NO_CURVATURE * values.max()
-        values = values[known].to(cross)
-        scaled = rotated[known.to(cross.device)] / values[:, None, None].sqrt()
+        values = values[known]
+        scaled = rotated[known] / values[:, None, None].sqrt()
         block = max(1, (1 << 22) // (size * count**2))
         for some, e in zip(scaled.split(block), values.split(block), strict=True):
             products = some[:, :, :, None] * some[:, :, None, :]
@@ -147,24 +224,25 @@ class ExactPosterior(Posterior):
             One (count, out, in) tensor per matrix.
         """
         values, vectors = self.decompose(precision)
-        prior = [
-            standard_normal((count, rows.shape[1]), vectors, generator) * delta**-0.5
-            for rows, delta in zip(self.rows, self.matrix_precisions(precision), strict=True)
+        deltas = self.matrix_precisions(precision)
+        draws = [
+            standard_normal((count, shape.size), vectors, generator) * delta**-0.5
+            for shape, delta in zip(self.shapes, deltas, strict=True)
         ]
         residual = standard_normal((count, len(values)), vectors, generator)
-        for draw, rows in zip(prior, self.rows, strict=True):
-            residual += draw @ rows.double().T
-        residual = (residual @ vectors / (1.0 + values)) @ vectors.T
-        samples = []
-        deltas = self.matrix_precisions(precision)
-        for draw, rows, delta, shape in zip(prior, self.rows, deltas, self.shapes, strict=True):
-            moved = draw - residual @ rows.double() / delta
-            samples.append(moved.view(count, shape.out_features, shape.in_features))
-        return samples
+        for index, columns, slab in self.rows.slabs():
+            residual += draws[index][:, columns] @ slab.mT
+        residual = (residual @ vectors / (1.0 + values)) @ vectors.mT
+        for index, columns, slab in self.rows.slabs():
+            draws[index][:, columns] -= residual @ slab / deltas[index]
+        return [
+            draw.view(count, shape.out_features, shape.in_features)
+            for draw, shape in zip(draws, self.shapes, strict=True)
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         """See :meth:`Posterior.tensors`."""
-        return {f"{shape.name}.rows": rows for shape, rows in zip(self.shapes, self.rows, strict=True)}
+        return {f"{shape.name}.rows": rows for shape, rows in zip(self.shapes, self.rows.tensors, strict=True)}
 
     @classmethod
     def stored(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -176,6 +254,11 @@ class ExactPosterior(Posterior):
     def from_tensors(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "ExactPosterior":
         """See :meth:`Posterior.from_tensors`."""
         return cls(shapes, [tensors[f"{shape.name}.rows"] for shape in shapes])
+
+    @classmethod
+    def from_mapped(cls, shapes: Sequence[MatrixShape], tensors: Mapping[str, Tensor]) -> "ExactPosterior":
+        """See :meth:`Posterior.from_mapped`."""
+        return cls(shapes, [tensors[f"{shape.name}.rows"] for shape in shapes], on_disk=True)
 
     def assign_groups(self, groups: Sequence[int]) -> None:
         """See :meth:`Posterior.assign_groups`."""
@@ -189,15 +272,7 @@ class ExactPosterior(Posterior):
             (M, M) float64 matrices.
         """
         if self._grams is None:
-            count, like = self.rows[0].shape[0], self.rows[0]
-            sums = [
-                torch.zeros(count, count, dtype=torch.float64, device=like.device) for _ in range(1 + max(self.groups))
-            ]
-            for rows, group in zip(self.rows, self.groups, strict=True):
-                for columns in _column_blocks(rows):
-                    part = rows[:, columns].double()
-                    sums[group] += part @ part.T
-            self._grams = sums
+            self._grams = self.rows.grams(self.groups)
         return self._grams
 
     def decompose(self, precision: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,56 +288,81 @@ class ExactPosterior(Posterior):
         # One precision for all only scales K: its eigenvectors are the plain Gram matrix's.
         divisors = (1.0,) if len(key) == 1 else key
         if self._decomposed is None or self._decomposed[0] != divisors:
-            total = torch.zeros_like(self.grams()[0])
-            for gram, divisor in zip(self.grams(), divisors, strict=True):
-                total += gram / divisor
+            self._decomposed = None  # its memory is needed
+            first, *others = self.grams()
+            total = first if divisors == (1.0,) else first / divisors[0]
+            for gram, divisor in zip(others, divisors[1:], strict=True):
+                total.add_(gram, alpha=1.0 / divisor)
             values, vectors = torch.linalg.eigh(total)
             self._decomposed = (divisors, values.clamp(min=0.0), vectors)
         _, values, vectors = self._decomposed
         return (values / key[0] if len(key) == 1 else values), vectors
 
 
-class _ExactAccumulator(CovarianceAccumulator):
-    """Sums J Delta^-1 J^T and J Delta^-1 Phi^T over the matrices."""
+class _Jacobians(CovarianceAccumulator):
+    """Keeps a batch's Jacobians where the rows are."""
 
-    def __init__(self, posterior: ExactPosterior, precision: Tensor, scales: Tensor | None) -> None:
+    def __init__(self, posterior: ExactPosterior) -> None:
         self.posterior = posterior
-        self.precision = precision
-        self.deltas = posterior.matrix_precisions(precision)
-        self.scales = torch.ones(1, dtype=torch.float64) if scales is None else scales
-        self._rows: dict[int, list[Tensor]] = {}
+        self.jacobians: dict[int, list[Tensor]] = {}
 
     def add(self, index: int, row: int, jacobian: Tensor) -> None:
-        rows = self._rows.setdefault(index, [])
+        rows = self.jacobians.setdefault(index, [])
         assert row == len(rows), "rows come in order"
-        rows.append(jacobian.flatten(start_dim=1))
+        rows.append(jacobian.flatten(start_dim=1).to(self.posterior.rows.device))
+
+    @property
+    def nbytes(self) -> int:
+        """4 P bytes of Jacobians in float32, and 8 M of their products, for every logit of every example."""
+        held = sum(row.nbytes for rows in self.jacobians.values() for row in rows)
+        return held + 8 * len(self.posterior.rows) * sum(map(len, self.jacobians.get(0, [])))
 
     def covariance(self) -> Tensor:
-        values, vectors = self.posterior.decompose(self.precision)
-        first = self._rows[0][0]
-        size, count = first.shape[0], len(self._rows[0])
-        prior = torch.zeros(size, count, count, dtype=torch.float64, device=first.device)
-        cross = torch.zeros(size * count, len(values), dtype=torch.float64, device=first.device)
-        for index, rows in self._rows.items():
-            # The two terms below cancel by the ratio of prior to posterior variance, 1e4 and more:
-            # products are float64 although rows are not.
-            stacked = torch.stack(rows, dim=1).double()
-            delta, phi = self.deltas[index], self.posterior.rows[index]
-            prior += torch.bmm(stacked, stacked.transpose(1, 2)) / delta
-            flat = stacked.flatten(end_dim=1)
-            for columns in _column_blocks(phi):
-                cross += flat[:, columns] @ phi[:, columns].to(flat).T / delta
-        cross = cross.view(size, count, -1)
-        rotated = cross @ vectors.to(cross.device)
-        values = values.to(cross.device)
-        total = []
-        # With Delta scaled by s: K/s, prior/s and cross/s.
-        for s in self.scales.tolist():
-            shrunk = rotated / (s * (s + values))
-            total.append(prior / s - torch.bmm(shrunk, rotated.transpose(1, 2)))
-        return torch.stack(total)
+        return self.covariances([self])[0]
 
 
-def _column_blocks(rows: Tensor, block: int = 1 << 16) -> list[slice]:
-    """Cut the columns of a matrix into blocks, so that float64 copies stay small."""
-    return [slice(start, start + block) for start in range(0, rows.shape[1], block)]
+class _ExactAccumulator(_Jacobians):
+    """From J Delta^-1 J^T and J Delta^-1 Phi^T."""
+
+    def __init__(self, posterior: ExactPosterior, precision: Tensor, scales: Tensor | None) -> None:
+        super().__init__(posterior)
+        self.precision = precision
+        self.scales = torch.ones(1, dtype=torch.float64) if scales is None else scales
+
+    @classmethod
+    def covariances(cls, batches: Sequence[CovarianceAccumulator]) -> list[Tensor]:
+        first, jacobians = _joined(batches)
+        assert isinstance(first, _ExactAccumulator)
+        values, vectors = first.posterior.decompose(first.precision)
+        deltas = first.posterior.matrix_precisions(first.precision)
+        found = []
+        for own, cross in first.posterior.rows.products(jacobians, deltas):
+            rotated = cross @ vectors
+            total = []
+            # With Delta scaled by s: K/s, own/s and cross/s.
+            for s in first.scales.tolist():
+                shrunk = rotated / (s * (s + values))
+                total.append(own / s - torch.bmm(shrunk, rotated.mT))
+            found.append(torch.stack(total))
+        return found
+
+
+class _SpectralAccumulator(_Jacobians):
+    """From J J^T and J Phi^T, at every prior."""
+
+    def __init__(self, posterior: ExactPosterior, grid: Grid) -> None:
+        super().__init__(posterior)
+        self.grid = grid
+
+    @classmethod
+    def covariances(cls, batches: Sequence[CovarianceAccumulator]) -> list[Tensor]:
+        first, jacobians = _joined(batches)
+        assert isinstance(first, _SpectralAccumulator)
+        posterior = first.posterior
+        products = posterior.rows.products(jacobians, [1.0] * len(posterior.shapes))
+        return [posterior.gathered(own, cross, first.grid).flatten(end_dim=1) for own, cross in products]
+
+
+def _joined(batches: Sequence[CovarianceAccumulator]) -> tuple[CovarianceAccumulator, list[Jacobians]]:
+    """Return the first batch, which says how all were made, and the Jacobians of each."""
+    return batches[0], [batch.jacobians for batch in batches if isinstance(batch, _Jacobians)]
