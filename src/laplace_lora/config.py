@@ -107,9 +107,9 @@ class LaplaceConfig:
             4 N (K-1) P bytes for P weights, and are read as they are needed: memory does not grow with P. They are
             gone with the posterior; ``save_pretrained`` writes its own copy. In memory if not given. It is not saved.
         rows_dtype: In which ``exact`` keeps its rows: ``float32``, or ``bfloat16`` at half the bytes; ``auto`` is
-            float32, or float64 with a float64 model. The rounding of ``bfloat16`` is an error of 2e-6 of the prior's
-            variance in every variance, which is not small where the data narrow it a thousandfold: ``fit`` and
-            ``tune_prior`` warn then.
+            float32, or float64 with a float64 model. The rounding of ``bfloat16`` is an error of about 2e-6 of the
+            prior's variance, which is not small where the data narrow it some thousandfold: ``fit`` and ``tune_prior``
+            warn then (docs/exact.md).
         memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes (with
             ``rows_folder`` Gram matrices alone; what they leave is for Jacobians of data that are predicted together),
             and loads files beyond it memory-mapped. Tuning on validation data refuses spectra beyond it (784 G K^2

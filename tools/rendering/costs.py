@@ -165,14 +165,16 @@ def exact_steps() -> str:
         "peak of the process's own memory above the start, MiB",
         "peak resident with mapped pages, MiB",
     ]
+    difference = found["largest_difference"]
+    agree = f"within {difference:.0e}" if difference else "to the last bit"
     note = (
         f"{found['rows']:,} rows of {found['weights']:,} weights ({found['model']}, r={found['rank']}; SST-2, K=2) in "
         f"{found['rows_dtype']}: {found['row_bytes'] / 1e9:.1f} GB on disk, {found['saved_bytes'] / 1e9:.1f} GB saved. "
         f"Before the fit the process held {before / 2**20:,.0f} MiB of its own. The limit, `memory_limit_bytes`, was "
         f"{found['memory_limit_bytes'] / 2**20:,.0f} MiB: {found['working_bytes'] / 2**20:,.0f} for Gram matrix and "
         f"slabs, {found['shared_bytes'] / 2**20:,.0f} for test Jacobians, of which {found['test_sentences']} sentences "
-        f"have {found['test_jacobian_bytes'] / 2**20:,.0f}. One thread, other work beside it. Covariances of one batch "
-        f"agree with those of the whole set within {found['largest_difference']:.0e}."
+        f"have {found['test_jacobian_bytes'] / 2**20:,.0f}. One thread. Covariances of one batch agree with those of "
+        f"the whole set {agree}."
     )
     return f"{table(head, rows)}\n\n{note}\n\nMade by {origin(document)}"
 

@@ -86,7 +86,7 @@ class ExactPosterior(Posterior):
 
         What their rounding adds to a row does not lie in their span, and keeps its prior variance: an error of 2.4e-6
         of the prior variance, which counts where the data have left little of it. Looked at is the row of which the
-        least is left.
+        least is left. (That the span turns is of first order in the rounding, and small; docs/exact.md has both.)
 
         Args:
             precision: Prior precision of each group.
