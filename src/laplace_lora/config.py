@@ -80,8 +80,9 @@ class LaplaceConfig:
             ``laplace_lora.methods.weight_sampling``.
         integration_points: Points of ``integral`` for four classes and more, or draws of ``mc``: the paper's are
             100,000.
-        memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes, and tuning on
-            validation data the spectra (784 G K^2 bytes per example and G prior groups while they are joined).
+        memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes, ``low_rank`` and
+            ``kron_low_rank`` their directions, and tuning on validation data the spectra (784 G K^2 bytes per example
+            and G prior groups while they are joined).
         train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and
             ``tune_prior``, with which evidence tuning checks its result against the trained adapter.
         seed: Seed of the random signs and sampled labels of the one-pass Fisher.
