@@ -25,6 +25,7 @@ FILES = (
     "docs/command_line.md",
     "docs/readouts.md",
     "docs/sketch.md",
+    "docs/joint.md",
     "docs/peers.md",
     "docs/gpu.md",
     "docs/tasks.md",

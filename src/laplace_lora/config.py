@@ -112,8 +112,8 @@ class LaplaceConfig:
             warn then (docs/exact.md).
         memory_limit_bytes: ``exact`` refuses to hold rows and Gram matrices beyond this many bytes (with
             ``rows_folder`` Gram matrices alone; what they leave is for Jacobians of data that are predicted together),
-            and loads files beyond it memory-mapped. Tuning on validation data refuses spectra beyond it (784 G K^2
-            bytes per example and G prior groups while they are joined).
+            and loads files beyond it memory-mapped. ``low_rank`` and ``kron_low_rank`` refuse directions beyond it, and
+            tuning on validation data spectra (784 G K^2 bytes per example and G prior groups while they are joined).
         train_check_bytes: Budget for the training Jacobians kept on the host between ``fit`` and
             ``tune_prior``, with which evidence tuning checks its result against the trained adapter.
         seed: Seed of the random signs and sampled labels of the one-pass Fisher.
