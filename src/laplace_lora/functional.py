@@ -14,8 +14,8 @@ from laplace_lora.adapters import Site
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import head_only
 from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass
-from laplace_lora.likelihoods import Likelihood
 from laplace_lora.joint_rows import JointRows
+from laplace_lora.likelihoods import Likelihood
 from laplace_lora.posterior import CovarianceAccumulator, Posterior, Spectrum
 from laplace_lora.predictive import JointPredictive, Predictive, concatenate
 from laplace_lora.prior import collect
@@ -206,7 +206,7 @@ def _passes(
     device: torch.device,
     top_k: int | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run one batch; return its logits, the contrasts C whose Jacobians were handed on (None: the options' own), labels."""
+    """Run one batch; return its logits, the contrasts whose Jacobians were handed on (None: options'), and labels."""
     inputs, given = split_labels(batch, device)
     rows = runner.readout.rows(inputs, given)
     labels = runner.readout.labels(rows, given)

@@ -57,7 +57,7 @@ class JointRows:
         needed = _COPIES * self._nbytes + 2 * 8 * (examples * outputs) ** 2
         if needed > self.limit:
             raise MemoryLimitError(
-                f"the joint covariance of {examples} examples and more holds their Jacobians, {needed} bytes with their "
+                f"the joint covariance of {examples} examples and more holds their Jacobians, {needed} bytes with "
                 f"copies; the limit is {self.limit}. Give fewer examples (acquire: fewer --candidates), or raise "
                 "LaplaceConfig(memory_limit_bytes=...)."
             )

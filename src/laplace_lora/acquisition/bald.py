@@ -17,4 +17,4 @@ def bald(predictive: Predictive) -> Tensor:
     Returns:
         (B,) mutual information in nats; of real outputs 1/2 log(1 + variance / noise variance).
     """
-    return require_scores(predictive.mutual_information, len(predictive), "bald")
+    return require_scores(predictive.mutual_information, "bald")

@@ -27,12 +27,11 @@ class Batch:
         return sum(self.gains)
 
 
-def require_scores(scores: Tensor, examples: int, name: str) -> Tensor:
+def require_scores(scores: Tensor, name: str) -> Tensor:
     """Refuse outputs that are observed neither as classes nor with noise.
 
     Args:
-        scores: One number per example, or none at all.
-        examples: Number of examples.
+        scores: (B,) one number per example; (B, 0) where there is none.
         name: Of the score.
 
     Returns:
@@ -41,7 +40,7 @@ def require_scores(scores: Tensor, examples: int, name: str) -> Tensor:
     Raises:
         LaplaceLoRAError: There is none.
     """
-    if len(scores) != examples:
+    if scores.dim() != 1:
         raise LaplaceLoRAError(
             f"{name} needs outputs that a label is observed of: classes, options, preferences, or numbers with noise; "
             "log-probabilities of texts and rewards of single texts have none. Rank those by predict's sd."

@@ -16,4 +16,4 @@ def entropy(predictive: Predictive) -> Tensor:
         (B,) entropies in nats; of real outputs, of the Gaussian density, which can be negative.
 
     """
-    return require_scores(predictive.total_entropy, len(predictive), "entropy")
+    return require_scores(predictive.total_entropy, "entropy")
