@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import costs, demo, integrators, quality, side_by_side, structures, tasks, tuning
+from rendering import acquisition, costs, demo, integrators, quality, side_by_side, structures, tasks, tuning
 from rendering.common import ROOT
 
 FILES = (
@@ -32,6 +32,7 @@ FILES = (
     "docs/tuning.md",
     "docs/structures.md",
     "docs/ood.md",
+    "docs/acquisition.md",
 )
 
 
@@ -89,6 +90,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tuning.tuning_refit,
         tuning.tuning_refit_ece,
         costs.grid_search,
+        acquisition.acquisition,
+        acquisition.acquisition_each,
     )
 }
 

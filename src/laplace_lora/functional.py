@@ -14,9 +14,10 @@ from laplace_lora.adapters import Site
 from laplace_lora.config import LaplaceConfig
 from laplace_lora.curvature import head_only
 from laplace_lora.jacobians import HeadPass, JacobianPass, MatrixGradient, jacobian_pass
+from laplace_lora.joint_rows import JointRows
 from laplace_lora.likelihoods import Likelihood
 from laplace_lora.posterior import CovarianceAccumulator, Posterior, Spectrum
-from laplace_lora.predictive import Predictive, concatenate
+from laplace_lora.predictive import JointPredictive, Predictive, concatenate
 from laplace_lora.prior import collect
 from laplace_lora.reading import Reader
 from laplace_lora.readouts import split_labels
@@ -121,6 +122,35 @@ class LinearisedModel:
         settings = noise_variance, self.temperature, self.keeps_answers
         return concatenate([reader.predictive(logits, spread[0], *settings) for logits, spread, _ in found])
 
+    def predict_jointly(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        reader: Reader,
+        description: str | None,
+        noise_variance: float | None,
+    ) -> JointPredictive:
+        """Predict all examples of a loader as one Gaussian.
+
+        Args:
+            loader: Batches, read once.
+            reader: How outputs are read.
+            description: Label of the progress bar; None for no bar.
+            noise_variance: Of what is observed of real outputs; None where they are not.
+
+        Returns:
+            All examples, in order.
+        """
+        runner = jacobian_pass(self.model, self.sites, reader.readout, head_only=head_only(self.config, reader.readout))
+        rows = JointRows(self.config.memory_limit_bytes)
+        with runner as prepared:
+            device = next(prepared.model.parameters()).device
+            for batch in tqdm(loader, desc=description, unit="batch", disable=description is None):
+                with torch.inference_mode(False):
+                    logits, contrasts, _ = _passes(prepared, batch, reader.likelihood, rows.receive, device, None)
+                rows.end_batch(logits, contrasts)
+        mean, covariance = rows.covariance(self.posterior.accumulator(self.precision))
+        return JointPredictive(mean, covariance * self.scale, noise_variance, self.temperature, self.keeps_answers)
+
 
 def functional_covariances(
     jacobians: AbstractContextManager[JacobianPass | HeadPass],
@@ -188,14 +218,27 @@ def _of_batch(
     device: torch.device,
     top_k: int | None,
 ) -> _Waiting:
+    receive = partial(_collect, collected)
+    logits, contrasts, labels = _passes(runner, batch, likelihood, receive, device, top_k)
+    return _Waiting(logits, labels, collected, contrasts)
+
+
+def _passes(
+    runner: JacobianPass | HeadPass,
+    batch: Mapping[str, Any],
+    likelihood: Likelihood,
+    receive: Callable[[MatrixGradient], None],
+    device: torch.device,
+    top_k: int | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run one batch; return its logits, the contrasts whose Jacobians were handed on (None: options'), and labels."""
     inputs, given = split_labels(batch, device)
     rows = runner.readout.rows(inputs, given)
     labels = runner.readout.labels(rows, given)
     logits = runner.forward(rows).logits
-    receive = partial(_collect, collected)
     if rows.places is not None:
         runner.rows(None, receive)
-        return _Waiting(logits, labels, collected, None)
+        return logits, None, labels
     varying = min(top_k or logits.shape[-1], logits.shape[-1])
     contrasts = likelihood.contrasts(varying).to(logits.device)
     cotangents = contrasts.expand(len(logits), -1, -1)
@@ -203,7 +246,7 @@ def _of_batch(
         index = logits.topk(varying, dim=-1).indices[:, :, None].expand_as(cotangents)
         cotangents = contrasts.new_zeros(*logits.shape, varying - 1).scatter(1, index, cotangents)
     runner.rows(cotangents, receive)
-    return _Waiting(logits, labels, collected, contrasts)
+    return logits, contrasts, labels
 
 
 def _ended(batches: Sequence[_Waiting]) -> list[tuple[Tensor, Tensor, Tensor | None]]:

@@ -24,7 +24,7 @@ from laplace_lora.persistence import (
     restored_readout,
 )
 from laplace_lora.posterior import Posterior
-from laplace_lora.predictive import Predictive
+from laplace_lora.predictive import JointPredictive, Predictive
 from laplace_lora.reading import Peeked, Reader
 from laplace_lora.readouts import Readout, label_names_of, readout_of_model, split_labels
 from laplace_lora.structures import STRUCTURES
@@ -301,6 +301,22 @@ class LaplaceLoRA:
             All examples in order.
         """
         return self._predict(loader, top_k, readout, hide_progress=not self.config.progress)
+
+    def predict_joint(self, loader: Iterable[Batch]) -> JointPredictive:
+        """Predict every example of a loader as one Gaussian, covariances between examples included.
+
+        Costs what :meth:`predict_dataset` does and holds all examples' Jacobians: 4 n (K-1) P bytes for n examples, K
+        classes (K rows for options) and P weights in float32, about three times that at the end.
+
+        Args:
+            loader: Batches as for ``predict``.
+
+        Returns:
+            Means (n, K) and the covariance (n, K, n, K) of the centred logits, float64, on the model's device.
+        """
+        state, reader = self._state, self._covered.reader
+        shown = "joint" if self.config.progress else None
+        return state.linearised(self.model).predict_jointly(loader, reader, shown, state.noise_variance)
 
     def seen_in_fit(self, batch: Batch) -> Tensor:
         """Say which inputs of a batch were among the training data, on which nothing should be evaluated.

@@ -202,6 +202,43 @@ def test_real_numbers(validated: bool, encoder: Path, tmp_path: Path) -> None:
     assert la.noise_variance == pytest.approx(metrics["noise_variance"]["laplace"])
 
 
+def test_acquire_by_options_preferences_and_numbers(encoder: Path, language_model: Path, tmp_path: Path) -> None:
+    texts = [row["text"] for row in rows(48, 2, seed=6)]
+    pairs = [{"chosen": a, "rejected": b} for a, b in zip(texts[:24], texts[24:], strict=True)]
+    numbers = [{"text": row["text"], "label": len(row["text"]) / 10} for row in rows(24, 2)]
+    for name, items, options in (
+        ("options", _choices(24, ragged=True), ("--readout", "options")),
+        ("pairs", pairs, ()),
+        ("numbers", numbers, ("--readout", "scalar")),
+    ):
+        (tmp_path / name).mkdir()
+        folder = _all(tmp_path / name, encoder, items, *options, validated=False)
+        ranked = {}
+        for method in ("bald", "batch_bald"):
+            out = folder / f"{method}.jsonl"
+            common = ("--data", folder / "test.jsonl", "--out", out, "--method", method, "--quiet")
+            result = run("acquire", "--adapter", folder / "adapter", *common)
+            assert result.exit_code == 0, (name, result.stderr, result.exception)
+            ranked[method] = _lines(out)
+        assert ranked["batch_bald"][0]["row"] == ranked["bald"][0]["row"]
+        assert ranked["batch_bald"][0]["score"] == pytest.approx(ranked["bald"][0]["score"], abs=2e-3)
+        assert sorted(one["row"] for one in ranked["batch_bald"]) == list(range(6))
+    # Of numbers, the more uncertain output ranks higher.
+    sds = [one["sd"] for one in ranked["bald"]]
+    assert sds == sorted(sds, reverse=True)
+    single = write_jsonl(tmp_path / "single.jsonl", [{"text": "good film"}])
+    refused = run("acquire", "--adapter", tmp_path / "pairs" / "adapter", "--data", single, "--out", "-")
+    assert "chosen" in error_line(refused)
+
+
+def test_acquire_has_nothing_to_say_of_texts(language_model: Path, tmp_path: Path) -> None:
+    texts = [row["text"] for row in rows(48, 2, seed=5)]
+    items = [{"prompt": a, "completion": " " + b} for a, b in zip(texts[:24], texts[24:], strict=True)]
+    folder = _all(tmp_path, language_model, items, validated=False)
+    result = run("acquire", "--adapter", folder / "adapter", "--data", folder / "test.jsonl", "--out", "-")
+    assert "rank those by predict's sd" in error_line(result)
+
+
 def test_what_is_ambiguous_or_unknown_is_refused(language_model: Path, encoder: Path, tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "d.jsonl", _choices(6))
     _all_of = ("--data", data, "--out", tmp_path / "a", "--quiet")

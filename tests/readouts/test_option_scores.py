@@ -102,6 +102,18 @@ def test_equals_the_oracle(case: str, structure: str) -> None:
     assert (la.training.examples, la.training.classes) == (7, 4)
 
 
+@pytest.mark.parametrize("structure", ["kron", "exact"])
+@pytest.mark.parametrize("case", ["encoder", "llama-tokens"])
+def test_covariances_between_examples(case: str, structure: str) -> None:
+    """Batches of two: the first has three options at the most, the second four."""
+    joint = fitted(case, structure=structure).predict_joint(batches(case, data()[1], 2))
+    assert joint.covariance.shape == (4, 4, 4, 4)
+    covariance = oracle(case, structure).covariance(DELTA)
+    rows = [j for _, j in jacobians(case)]
+    for i, first in enumerate(rows):
+        each_close(joint.covariance[i].transpose(0, 1), [first @ covariance @ second.T for second in rows])
+
+
 @pytest.mark.parametrize("kfac", ["expand"])
 @pytest.mark.parametrize("case", ["encoder", "llama-sum", "head-sum"])
 def test_rules_of_the_factors(case: str, kfac: str) -> None:

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from laplace_lora.cli import verbs
+from laplace_lora.cli.acquire import acquire
 from laplace_lora.cli.demo import demo
 from laplace_lora.cli.tasks import tasks_app
 from laplace_lora.cli.train import train
@@ -25,7 +26,7 @@ def _verbs() -> None:
     """Calibrated uncertainty for LoRA-tuned language models."""
 
 
-for _verb in (demo, train, verbs.fit, verbs.evaluate, verbs.predict, verbs.info):
+for _verb in (demo, train, verbs.fit, verbs.evaluate, verbs.predict, acquire, verbs.info):
     app.command()(_verb)
 app.add_typer(tasks_app, name="tasks")
 

@@ -1,5 +1,6 @@
 """What the command line's verbs do, as functions of frozen settings."""
 
+from laplace_lora.commands.acquire import AcquireConfig, acquire
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.evaluate import EvaluateConfig, evaluate
 from laplace_lora.commands.fit import FitConfig, fit
@@ -13,6 +14,7 @@ from laplace_lora.commands.tune import PriorWish
 from laplace_lora.presets import preset_or_none, training_settings
 
 __all__ = [
+    "AcquireConfig",
     "AdapterSource",
     "Console",
     "EvaluateConfig",
@@ -21,6 +23,7 @@ __all__ = [
     "PriorWish",
     "ReadoutWish",
     "TrainConfig",
+    "acquire",
     "dry_run",
     "evaluate",
     "fit",

@@ -1,13 +1,8 @@
 """``laplace-lora predict``: calibrated predictions for a file, line by line."""
 
-import contextlib
 import dataclasses
 import json
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,20 +11,18 @@ from tqdm import tqdm
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.decisions import Followed
 from laplace_lora.commands.inputs import OpenAdapter, say_sources, warn_of_cuts
-from laplace_lora.commands.output import check_writable, whole_file
 from laplace_lora.commands.prepared import open_posterior
 from laplace_lora.commands.records import real_records, records, require_numbers, text_records
 from laplace_lora.commands.same_task import require_same_classes
 from laplace_lora.commands.settings import AdapterSource
+from laplace_lora.commands.streams import STANDARD, check_output, readable, written
 from laplace_lora.config import MOST_CLASSES_EXACT_FISHER
 from laplace_lora.curvature import backward_passes
-from laplace_lora.data import RowSource, Source, open_rows
-from laplace_lora.errors import LaplaceLoRAError, OutputError
+from laplace_lora.data import Source, open_rows
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.predictive import Predictive
 from laplace_lora.readouts import IGNORED, NextToken, Scalar
-
-STANDARD = "-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +59,8 @@ def predict(config: PredictConfig, console: Console) -> int:
     Raises:
         LaplaceLoRAError: Something does not fit; nothing is written then.
     """
-    if config.out != STANDARD:
-        _check_output(config)
-    with _readable(config.data) as (path, name):
+    check_output(config.out, config.data, "predictions")
+    with readable(config.data) as (path, name):
         first = next(open_rows(path, name), None)  # a wrong path is told before a model is loaded
         opened, la = open_posterior(config.source, config.posterior, console)
         readout, form, layout = la.readout, la.input_format, opened.layout
@@ -102,7 +94,7 @@ def predict(config: PredictConfig, console: Console) -> int:
         rules = Followed.of(folder, console, config.top_k is not None) if classes else Followed()
         names = opened.shown_names if readout.name == "pairwise_reward" else opened.label_names
         neglected = 0.0
-        with _written(config.out) as out, out.open("w", encoding="utf-8") as file:
+        with written(config.out) as out, out.open("w", encoding="utf-8") as file:
             for batch in tqdm(batches, desc="predict", unit="batch", disable=not console.progress):
                 predictive = la.predict(batch, config.top_k, readout)
                 require_numbers(predictive)
@@ -132,44 +124,3 @@ def _records(
     if isinstance(readout, NextToken):
         return text_records(predictive, (batch["labels"] != IGNORED).sum(dim=1))
     return records(predictive, opened, partial)
-
-
-def _check_output(config: PredictConfig) -> None:
-    path = Path(config.out)
-    check_writable(path.parent)
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file in it, such as {path / 'predictions.jsonl'}.")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no ordinary file; name another, or write to standard output with --out -.")
-    ours = isinstance(config.data, RowSource) or config.data == STANDARD
-    if path.exists() and not ours and path.samefile(str(config.data)):
-        raise OutputError(f"{path} is the data that is read; write the predictions to another file.")
-
-
-@contextlib.contextmanager
-def _readable(data: str | Source) -> Iterator[tuple[Source, str]]:
-    """Yield rows that can be read twice, and what messages call them."""
-    if data != STANDARD:
-        yield Path(data) if isinstance(data, str) else data, str(data)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "standard-input"
-        with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        yield path, "standard input"
-
-
-@contextlib.contextmanager
-def _written(out: str) -> Iterator[Path]:
-    """Yield a file that appears whole at the end, or goes to standard output as a whole."""
-    if out != STANDARD:
-        with whole_file(Path(out)) as path:
-            yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "standard-output"
-        yield path
-        sys.stdout.flush()
-        with path.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.flush()
