@@ -1,6 +1,7 @@
 """The pass over the training data: every batch's gradients folded into one curvature."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,30 +51,13 @@ def fit_curvature(
     Raises:
         LaplaceLoRAError: The loader is empty.
     """
-    try:
-        return _fit_curvature(model, sites, curvature, config, readout, likelihood, loader)
-    except BaseException:
-        # Its frames outlive it in a traceback that somebody looks at.
-        curvature.discard()
-        raise
-
-
-def _fit_curvature(
-    model: nn.Module,
-    sites: Sequence[Site],
-    curvature: Curvature,
-    config: LaplaceConfig,
-    readout: Readout,
-    likelihood: Likelihood,
-    loader: Iterable[Mapping[str, Any]],
-) -> tuple[FitResult, TrainCheckExamples | None, str | None]:
     device = next(model.parameters()).device
     tally = Tally(likelihood)
     check = TrainCheck(sum(site.size for site in sites), config.train_check_bytes)
     classes, side = 0, None
     numbers: list[Tensor] = []
     runner_of = jacobian_pass(model, sites, readout, head_only=head_only(config, readout))
-    with torch.inference_mode(False), runner_of as runner:
+    with _or_discarded(curvature), torch.inference_mode(False), runner_of as runner:
         for batch in tqdm(loader, desc="fit", unit="batch", disable=not config.progress):
             inputs, given = split_labels(batch, device)
             rows = readout.rows(inputs, given)
@@ -100,6 +84,16 @@ def _fit_curvature(
     if tally.examples == 0:
         raise LaplaceLoRAError("the loader gave no batch; check the data, or make a new generator for every fit.")
     return tally.result(classes, torch.cat(numbers).sort().values), check.finalise(tally.examples), side
+
+
+@contextlib.contextmanager
+def _or_discarded(curvature: Curvature) -> Iterator[None]:
+    """Let go of what a fold holds outside memory if a pass ends early: a traceback's frames may outlive it."""
+    try:
+        yield
+    except BaseException:
+        curvature.discard()
+        raise
 
 
 def head_only(config: LaplaceConfig, readout: Readout) -> bool:

@@ -68,37 +68,23 @@ def fit_further(
         LaplaceLoRAError: The loader gave other examples than before.
     """
     passed = 1
+    device = next(model.parameters()).device
     while (after := curvature.next_pass()) is not None:
         curvature, passed = after, passed + 1
-        _fit_again(curvature, model, sites, config, readout, likelihood, loader, first, passed)
+        numbers = [first.inputs.new_zeros(0)]
+        runner_of = jacobian_pass(model, sites, readout, head_only=head_only(config, readout))
+        with torch.inference_mode(False), runner_of as runner:
+            for batch in tqdm(loader, desc=f"fit, pass {passed}", unit="batch", disable=not config.progress):
+                inputs, given = split_labels(batch, device)
+                rows = readout.rows(inputs, given)
+                labels = readout.labels(rows, given)
+                numbers.append(digest_numbers(row_digests(rows)))
+                logits = runner.forward(rows, draw_of(config, readout, rows)).logits
+                directions, weights = directions_of(config, readout, likelihood, logits, labels, rows)
+                fold_batch(runner, directions, weights, curvature, None)
+        if not torch.equal(torch.cat(numbers).sort().values, first.inputs):
+            raise LaplaceLoRAError(
+                f"structure={config.structure!r} reads the training data again, and pass {passed} saw other examples "
+                f"than the first; {_REMEDY}"
+            )
     return curvature
-
-
-def _fit_again(
-    curvature: Curvature,
-    model: nn.Module,
-    sites: Sequence[Site],
-    config: LaplaceConfig,
-    readout: Readout,
-    likelihood: Likelihood,
-    loader: Iterable[Mapping[str, Any]],
-    first: FitResult,
-    passed: int,
-) -> None:
-    device = next(model.parameters()).device
-    numbers = [first.inputs.new_zeros(0)]
-    runner_of = jacobian_pass(model, sites, readout, head_only=head_only(config, readout))
-    with torch.inference_mode(False), runner_of as runner:
-        for batch in tqdm(loader, desc=f"fit, pass {passed}", unit="batch", disable=not config.progress):
-            inputs, given = split_labels(batch, device)
-            rows = readout.rows(inputs, given)
-            labels = readout.labels(rows, given)
-            numbers.append(digest_numbers(row_digests(rows)))
-            logits = runner.forward(rows, draw_of(config, readout, rows)).logits
-            directions, weights = directions_of(config, readout, likelihood, logits, labels, rows)
-            fold_batch(runner, directions, weights, curvature, None)
-    if not torch.equal(torch.cat(numbers).sort().values, first.inputs):
-        raise LaplaceLoRAError(
-            f"structure={config.structure!r} reads the training data again, and pass {passed} saw other examples than "
-            f"the first; {_REMEDY}"
-        )
