@@ -166,6 +166,7 @@ class Adapter:
     test: Asked
     check: Asked
     moved: dict[str, float]
+    exact_covariances: dict[float, Tensor] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path, run: Path, train: list[Row], test: list[Row]) -> "Adapter":
@@ -236,7 +237,10 @@ class Adapter:
 
     def distance(self, posterior: Posterior, exact: Posterior, precision: Tensor) -> dict[str, float]:
         """Hold functional covariances against the exact ones."""
-        mine, its = (self.test.covariances(one, precision)[0] for one in (posterior, exact))
+        key = float(precision)
+        if key not in self.exact_covariances:
+            self.exact_covariances[key] = self.test.covariances(exact, precision)[0]
+        mine, its = self.test.covariances(posterior, precision)[0], self.exact_covariances[key]
         centring = torch.eye(mine.shape[-1], dtype=torch.float64) - 1.0 / mine.shape[-1]
         mine, its = centring @ mine @ centring, centring @ its @ centring
         traces = [each.diagonal(dim1=1, dim2=2).sum(dim=1) for each in (mine, its)]
