@@ -28,7 +28,8 @@ from laplace_lora.demo.training import batches, train_adapter
 Row = dict[str, Any]
 RANDOM = "random"
 COPIES = {"sst2": 1, "sst2, repeated": 4}
-EPOCHS, LEARNING_RATE, CANDIDATES, CONFIGURATIONS, RESAMPLES = 12, 2e-3, 200, 256, 10_000
+EPOCHS, LEARNING_RATE, RESAMPLES = 12, 2e-3, 10_000
+CANDIDATES, DRAWS, CONFIGURATIONS = 200, 4096, 256
 
 
 class Run:
@@ -92,7 +93,7 @@ class Run:
                 continue
             candidates = sorted(left[i] for i in order[:CANDIDATES].tolist())
             joint = la.predict_joint(batches([self.pool[i] for i in candidates], tokenizer, 32))
-            batch = batch_bald(joint, size, configurations=CONFIGURATIONS)
+            batch = batch_bald(joint, size, DRAWS, CONFIGURATIONS)
             found[method] = [candidates[i] for i in batch.index]
             found["information"] = batch.information
         return found
@@ -117,8 +118,13 @@ def measure(case: str, runs: Sequence[Run], options: argparse.Namespace) -> dict
     outcomes = [run.outcomes() for run in runs]
     labels = np.array([row["label"] for row in runs[0].test])
     result: dict[str, Any] = {"case": case, "seeds": [run.seed for run in runs], "rounds": []}
-    start = _figures([run.step("start", [], []) for run in runs], labels)
-    result["start"] = {name: float(values.mean()) for name, values in start.items()}
+    starts = [run.step("start", [], []) for run in runs]
+    result["start"] = {name: float(values.mean()) for name, values in _figures(starts, labels).items()}
+    result["information"] = [step["next"]["information"] for step in starts]
+    first = [{name: set(step["next"][name]) for name in METHODS} for step in starts]
+    result["shared_with_bald"] = {
+        name: float(np.mean([len(each[name] & each["bald"]) for each in first])) for name in METHODS if name != "bald"
+    }
     for number in range(options.rounds):
         steps = {method: [found[method][number] for found in outcomes] for method in outcomes[0]}
         figures = {method: _figures(each, labels) for method, each in steps.items()}
@@ -195,6 +201,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "epochs": EPOCHS,
         "learning_rate": LEARNING_RATE,
         "candidates": CANDIDATES,
+        "draws": DRAWS,
         "configurations": CONFIGURATIONS,
     }
 

@@ -48,6 +48,27 @@ def test_does_not_depend_on_batches() -> None:
     close(la.predict_joint(batches(test, 1)).matrix, la.predict_joint([collate(test)]).matrix, 1e-10)
 
 
+def test_ambient_modes_change_nothing_and_the_model_is_left_alone() -> None:
+    model, train, test = setting("bert")
+    la = fitted(model, train)
+    reference = la.predict_joint([collate(test)]).matrix
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.train()
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            inside = la.predict_joint([collate(test)]).matrix
+        assert all(module.training for module in model.modules())
+    finally:
+        model.eval()
+    # The model's own passes are bfloat16 there; the products of Jacobians are not.
+    close(inside, reference, 0.1)
+    assert inside.dtype == torch.float64
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert trainable == [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_too_many_examples_are_refused() -> None:
     model, train, test = setting("bert")
     la = fitted(model, train, memory_limit_bytes=200_000)

@@ -1,5 +1,6 @@
 """Tables of the experiment in active learning: what was labelled, and what it did for the test sentences."""
 
+import math
 from typing import Any
 
 from rendering.common import load, origin, table
@@ -18,7 +19,8 @@ def acquisition() -> str:
         rows = [[first, "the start", "", f"{start['accuracy']:.3f}", "", f"{start['nll']:.3f}", ""]]
         for entry in case["rounds"]:
             rows += [_row(entry, name, found) for name, found in entry["methods"].items()]
-        parts.append(f"{_heading(case, document['results']['settings'])}\n\n{table(head, rows)}")
+        settings = document["results"]["settings"]
+        parts.append(f"{_heading(case, settings)}\n\n{table(head, rows)}\n\n{_batches(case, settings)}")
     return "\n\n".join(parts) + f"\n\nMade by {origin(document)}"
 
 
@@ -41,6 +43,16 @@ def _heading(case: Any, settings: Any) -> str:
     return (
         f"{case['case']} (own split), {seeds} seeds; {settings['start']} labels, then {settings['batch']} of a pool of "
         f"{settings['pool']}; {settings['test']} test sentences"
+    )
+
+
+def _batches(case: Any, settings: Any) -> str:
+    least, most = min(case["information"]), max(case["information"])
+    shared = case["shared_with_bald"]
+    return (
+        f"Of {settings['batch']} rows, BALD's first batch shares {shared['batch_bald']:.0f} with BatchBALD's and "
+        f"{shared['entropy']:.0f} with entropy's, on average. By {settings['draws']:,} draws, which resolve "
+        f"{math.log(settings['draws']):.1f} nats, BatchBALD's tell {least:.1f} to {most:.1f} nats."
     )
 
 
