@@ -91,9 +91,17 @@ class _BrokenError(Exception):
     """Raised on purpose, by the loader or by the model."""
 
 
-def _loader_breaks(good: list[Batch]) -> Iterator[Batch]:
-    yield from good
-    raise _BrokenError
+class _Breaking:
+    """Good batches and then an error, from some reading on."""
+
+    def __init__(self, good: list[Batch], reading: int = 1) -> None:
+        self.good, self.left = good, reading
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.left -= 1
+        yield from self.good
+        if self.left <= 0:
+            raise _BrokenError
 
 
 def _break_model(model: nn.Module) -> None:
@@ -116,8 +124,17 @@ def test_after_an_error_of_the_loader(name: str, structure: str) -> None:
     la = fitted(model, random_examples(5, seed=9), structure=structure)
     for call in (la.predict_dataset, lambda loader: la.tune_prior("validation", loader), la.fit):
         with pytest.raises(_BrokenError):
-            call(_loader_breaks(good))
+            call(_Breaking(good))
         _assert_as_found(model, before)
+
+
+def test_after_an_error_in_a_second_pass() -> None:
+    model = _in_odd_state("bert")
+    before = _found(model)
+    la = LaplaceLoRA(model, LaplaceConfig(structure="ekfac", progress=False))
+    with pytest.raises(_BrokenError):
+        la.fit(_Breaking(batches(random_examples(6), 3), reading=2))
+    _assert_as_found(model, before)
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

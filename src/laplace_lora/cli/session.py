@@ -33,8 +33,8 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
     Raises:
         SystemExit: Something went wrong.
     """
-    # torchao, where it is installed, says on import what this machine's torch cannot do for it.
-    for name in ("torchao", "torch.utils._pytree"):
+    # Where they are installed, these say on import what this machine cannot do for them.
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from laplace_lora.commands.console import Console
