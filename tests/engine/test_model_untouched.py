@@ -187,7 +187,7 @@ def test_a_failed_fit_leaves_no_posterior_of_half_the_data() -> None:
     la = fitted(model, train)
     whole = la.predict(collate(test)).covariance
     with pytest.raises(_BrokenError):
-        la.fit(_loader_breaks(batches(random_examples(6, seed=9), 3)))
+        la.fit(_Breaking(batches(random_examples(6, seed=9), 3)))
     try:
         after = la.predict(collate(test)).covariance
     except LaplaceLoRAError:
