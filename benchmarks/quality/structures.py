@@ -305,7 +305,11 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--structures", nargs="+", choices=STRUCTURES, default=list(STRUCTURES), help="(default: all)")
     parser.add_argument("--no-selections", action="store_true", help="leave out posteriors over some layers")
-    parser.add_argument("--write", action="store_true", help="write benchmarks/results/structures.json")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="measure nothing; write benchmarks/results/structures.json from what is there",
+    )
     parser.add_argument(
         "--checkpoints", nargs="+", choices=CHECKPOINTS, default=list(CHECKPOINTS), help="(default: all)"
     )
@@ -313,20 +317,26 @@ def main() -> None:
     torch.set_num_threads(1)
     work = options.work_dir.resolve()
     runs = [run[:2] for run in runs_of(options) if run[2] == "all"]
+    if options.report:
+        write_results("structures", list(results(work, runs)), show=False)
+        return
     for task, seed in runs:
         measure(work, options, task, seed)
-    if options.write:
-        write_results("structures", list(results(work, runs)), show=False)
 
 
 def results(work: Path, runs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-    """Read what has been measured of some runs."""
+    """Read what has been measured of some runs; only whole tables, so that means are over the same adapters."""
     for task, seed in runs:
         for checkpoint in CHECKPOINTS:
             path = folder_of(work, task, seed, "all") / "statistics" / checkpoint / "structures.json"
             if path.exists():
                 found = json.loads(path.read_text(encoding="utf-8"))
-                yield {"case": task, "seed": seed, "checkpoint": checkpoint, **found}
+                whole = {"structures": STRUCTURES, "selections": SELECTIONS}
+                found |= {
+                    kind: {n: found[kind][n] for n in t if set(found[kind]) == set(t)} for kind, t in whole.items()
+                }
+                if found["structures"]:
+                    yield {"case": task, "seed": seed, "checkpoint": checkpoint, **found}
 
 
 if __name__ == "__main__":
