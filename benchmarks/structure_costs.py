@@ -28,12 +28,18 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "last_layer": {"structure": "last_layer"},
 }
 LAYERS = 6
+#: Whose predictions cost the more, the more examples (up to their rank) were fitted to; and how many batches these get.
+JOINT, MANY, FEW = ("kron_low_rank", "low_rank", "exact"), 32, 4
 
 
-def estimators(model: Any, settings: dict[str, dict[str, Any]], batches: list[Any]) -> dict[str, LaplaceLoRA]:
+def estimators(model: Any, settings: dict[str, dict[str, Any]], classes: int) -> dict[str, LaplaceLoRA]:
     """Fit one posterior each."""
     fixed: dict[str, Any] = {"progress": False, "train_check_bytes": 0}
-    return {name: LaplaceLoRA(model, LaplaceConfig(**fixed, **own)).fit(batches) for name, own in settings.items()}
+    batches = [random_batch(model, classes, seed=seed) for seed in range(1, MANY + 1)]
+    return {
+        name: LaplaceLoRA(model, LaplaceConfig(**fixed, **own)).fit(batches[: MANY if name in JOINT else FEW])
+        for name, own in settings.items()
+    }
 
 
 def measure(classes: int, repeats: int) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def measure(classes: int, repeats: int) -> dict[str, Any]:
     batch = random_batch(model, classes)
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     top = {f"top {m}": {"layers_to_transform": tuple(range(-m, 0))} for m in range(1, LAYERS + 1)}
-    fitted = estimators(model, STRUCTURES | top, [random_batch(model, classes, seed=seed) for seed in range(1, 5)])
+    fitted = estimators(model, STRUCTURES | top, classes)
 
     def forward() -> None:
         with torch.no_grad():
@@ -60,6 +66,7 @@ def measure(classes: int, repeats: int) -> dict[str, Any]:
         "classes": classes,
         "batch": list(batch["input_ids"].shape),
         "repeats": repeats,
+        "examples": {"joint": 8 * MANY, "others": 8 * FEW},
         "forward_seconds": statistics.median(seconds["forward"]),
         "ratios": ratios,
         "top_layers": [
