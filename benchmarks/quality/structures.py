@@ -54,6 +54,8 @@ STRUCTURES: dict[str, dict[str, Any]] = {
     "isotropic": {"structure": "isotropic"},
     "last_layer": {"structure": "last_layer"},
 }
+#: Refused where options have rows of their own: their inputs are compared, not averaged.
+NOT_OF_OPTIONS = ("kron, reduce",)
 #: Of MiniLM's six layers.
 SELECTIONS: dict[str, dict[str, Any]] = {
     "queries": {"target_modules": ("query",)},
@@ -269,6 +271,12 @@ class Adapter:
         }
 
 
+def structures_of(task: str) -> dict[str, dict[str, Any]]:
+    """Return the structures that a case can have."""
+    without = NOT_OF_OPTIONS if CASES[task].options else ()
+    return {key: settings for key, settings in STRUCTURES.items() if key not in without}
+
+
 def measure(work: Path, options: argparse.Namespace, task: str, seed: int) -> None:
     """Measure all that is wanted and not there on a run's checkpoints."""
     data, wanted = options.data_dir.resolve(), options.structures
@@ -281,7 +289,8 @@ def measure(work: Path, options: argparse.Namespace, task: str, seed: int) -> No
             continue
         path = run / "statistics" / name / "structures.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"structures": {}, "selections": {}}
-        missing = [("structures", key, STRUCTURES[key]) for key in wanted if key not in found["structures"]]
+        known = structures_of(task)
+        missing = [("structures", key, known[key]) for key in wanted if key in known and key not in found["structures"]]
         if not options.no_selections:
             missing += [("selections", *item) for item in SELECTIONS.items() if item[0] not in found["selections"]]
         if not missing:
@@ -331,7 +340,7 @@ def results(work: Path, runs: list[tuple[str, int]]) -> Iterator[dict[str, Any]]
             path = folder_of(work, task, seed, "all") / "statistics" / checkpoint / "structures.json"
             if path.exists():
                 found = json.loads(path.read_text(encoding="utf-8"))
-                whole = {"structures": STRUCTURES, "selections": SELECTIONS}
+                whole = {"structures": structures_of(task), "selections": SELECTIONS}
                 found |= {
                     kind: {n: found[kind][n] for n in t if set(found[kind]) == set(t)} for kind, t in whole.items()
                 }
