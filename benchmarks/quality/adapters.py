@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from cases import BATCH_SIZE, CASES, PARTS, parts_of, split, training_rows
 from common import RESULTS, run_verb
@@ -45,6 +46,13 @@ def runs_of(options: argparse.Namespace) -> list[tuple[str, int, str]]:
 def folder_of(work: Path, task: str, seed: int, part: str) -> Path:
     """Return where a run lives."""
     return work / task / f"seed{seed}" / part
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a result whole or not at all, so that an interrupted run finds nothing half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(json.dumps(document), encoding="utf-8")
+    path.with_suffix(".part").rename(path)
 
 
 def is_trained(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from compare import CHECKPOINTS
 from spectra import checkpoints, choose_checkpoints
 from structures import Adapter
 
-from adapters import folder_of, is_trained, parser_of, runs_of
+from adapters import folder_of, is_trained, parser_of, runs_of, write_json
 from laplace_lora.evaluation import Logits, Probabilities, ood_scores
 from laplace_lora.predictive import of_options
 
@@ -88,9 +88,7 @@ def main() -> None:
                 tests = test_rows(data, case)
                 adapter = Adapter.of(checkpoints(run)[chosen[checkpoint]], run, train, tests)
                 found = measure(adapter, {name: outside_rows(data, name, tests[0]) for name in OUTSIDE[task]})
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.with_suffix(".part").write_text(json.dumps(found))
-                path.with_suffix(".part").rename(path)
+                write_json(path, found)
                 print(task, seed, checkpoint, flush=True)
             about = {"case": task, "seed": seed, "checkpoint": checkpoint}
             results.append(about | {"outside": json.loads(path.read_text())})

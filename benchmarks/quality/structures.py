@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from spectra import BATCH_SIZE, TRAIN_EXAMPLES, Opened, checkpoints, choose_checkpoints
 from torch import Tensor
 
-from adapters import folder_of, is_trained, parser_of, runs_of
+from adapters import folder_of, is_trained, parser_of, runs_of, write_json
 from laplace_lora import LaplaceConfig, LaplaceLoRA
 from laplace_lora.adapters import moved_to
 from laplace_lora.evaluation import Logits, Probabilities, metrics
@@ -301,9 +301,7 @@ def measure(work: Path, options: argparse.Namespace, task: str, seed: int) -> No
         found["map"] = figures(Logits(adapter.test.mean.numpy()).softmax(), labels)
         for kind, key, settings in missing:
             found[kind][key] = adapter.measure(settings, exact)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".part").write_text(json.dumps(found))
-            path.with_suffix(".part").rename(path)
+            write_json(path, found)
             print(task, seed, name, kind, key, flush=True)
         del adapter, exact
         gc.collect()

@@ -14,6 +14,5 @@ def entropy(predictive: Predictive) -> Tensor:
 
     Returns:
         (B,) entropies in nats; of real outputs, of the Gaussian density, which can be negative.
-
     """
     return require_scores(predictive.total_entropy, "entropy")

@@ -67,11 +67,10 @@ class SecondMoments(Curvature):
         basis = self.bases[gradient.index]
         parts = basis.rotate(jacobian * weights.to(jacobian)[:, None, None])
         squares: list[Tensor | None] = []
-        for part, values, directions in zip(parts, basis.eigenvalues(), basis.directions, strict=True):
+        for position, (part, directions) in enumerate(zip(parts, basis.directions, strict=True)):
             square = part.double().square().sum(dim=0)
-            # A row of a tail is written in more numbers than it has directions.
-            of_tail = values.shape[1] < square.shape[1]
-            squares.append(square.sum(dim=-1, keepdim=True) / directions if of_tail else square)
+            # All parts but the first are tails, whose rows are written in more numbers than they have directions.
+            squares.append(square.sum(dim=-1, keepdim=True) / directions if position else square)
         add_sums(self.sums[gradient.index], squares)
 
     def merge(self, other: Curvature) -> None:
