@@ -43,6 +43,7 @@ class TrainingSettings:
         steps: Steps of AdamW, at most.
         save_every: Steps from one checkpoint to the next; an epoch if None.
         learning_rate: Peak learning rate; it falls linearly to 0.
+        constant_rate: Whether the learning rate stays what it is instead, without warm-up.
         warmup: Share of the steps in which the learning rate rises to its peak.
         head_learning_rate: The same of the classification head, which starts from scratch; as the adapter's if None.
         weight_decay: Of AdamW.
@@ -62,6 +63,7 @@ class TrainingSettings:
     steps: int | None = None
     save_every: int | None = None
     learning_rate: float = 1e-3
+    constant_rate: bool = False
     warmup: float = 0.06
     head_learning_rate: float | None = None
     weight_decay: float = 0.0
@@ -131,6 +133,8 @@ def fine_tune(
     readout: Readout | None = None,
     collator: Callable[[Any], dict[str, Tensor]] | None = None,
     checkpoints: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    parameters: Sequence[nn.Parameter] = (),
     progress: bool = True,
 ) -> None:
     """Train an adapter by maximum likelihood, in place.
@@ -145,6 +149,8 @@ def fine_tune(
         readout: What the likelihood is of; :class:`ClassLogits` if not given.
         collator: Makes a batch of rows; pads token ids if not given.
         checkpoints: Folder to keep the adapter of every checkpoint in; none are kept if not given.
+        callbacks: Called by the Trainer, after its own.
+        parameters: More of them, trained beside the adapter's at the same rate.
         progress: Whether to show a progress bar.
     """
     require_training()
@@ -158,9 +164,9 @@ def fine_tune(
             per_device_train_batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            warmup_steps=settings.warmup,
+            warmup_steps=0 if settings.constant_rate else settings.warmup,
             max_grad_norm=settings.most_gradient,
-            lr_scheduler_type="linear",
+            lr_scheduler_type="constant" if settings.constant_rate else "linear",
             seed=settings.seed,
             save_strategy=every if validation or keep else "no",
             save_steps=settings.save_every or 500,
@@ -180,7 +186,7 @@ def fine_tune(
         head_rate = settings.learning_rate if settings.head_learning_rate is None else settings.head_learning_rate
         optimizer = torch.optim.AdamW(
             [
-                {"params": _trained(model, head=False), "lr": settings.learning_rate},
+                {"params": [*_trained(model, head=False), *parameters], "lr": settings.learning_rate},
                 {"params": _trained(model, head=True), "lr": head_rate},
             ],
             weight_decay=settings.weight_decay,
@@ -192,7 +198,7 @@ def fine_tune(
             args=arguments,
             train_dataset=train,
             eval_dataset=validation,
-            callbacks=_callbacks(settings, early=bool(validation)),
+            callbacks=[*_callbacks(settings, early=bool(validation)), *callbacks],
             data_collator=collator or DataCollatorWithPadding(tokenizer),
         )
         trainer.readout = readout or ClassLogits()

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 from laplace_lora.commands.decisions import Decisions
@@ -24,7 +22,6 @@ from laplace_lora.evaluation import (
     OUTPUTS_FILE,
     Comparison,
     Line,
-    Logits,
     OutOfDistribution,
     Predictions,
     Probabilities,
@@ -39,8 +36,8 @@ from laplace_lora.evaluation import (
 from laplace_lora.evaluation.metrics import IntArray
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.methods import fit_temperature
+from laplace_lora.methods.forward import class_logits
 from laplace_lora.predictive import Predictive
-from laplace_lora.readouts import split_labels
 
 
 def evaluate_classes(ready: Prepared) -> "ClassFigures":
@@ -187,16 +184,7 @@ class ClassFigures:
 
 def _temperature(la: LaplaceLoRA, batches: Watched, progress: bool) -> float:
     """Choose the temperature on the trained adapter's logits: forward passes only."""
-    logits, labels = [], []
-    device = next(la.model.parameters()).device
-    with torch.no_grad():
-        for batch in tqdm(batches, desc="temperature", unit="batch", disable=not progress):
-            inputs, given = split_labels(batch, device)
-            rows = la.readout.rows(inputs, given)
-            label = la.readout.labels(rows, given)
-            assert label is not None
-            logits.append(la.readout.read(la.model, rows).logits.double().cpu().numpy())
-            labels.append(label.cpu().numpy())
-    widest = max(part.shape[1] for part in logits)
-    padded = [np.pad(part, ((0, 0), (0, widest - part.shape[1])), constant_values=-np.inf) for part in logits]
-    return fit_temperature(Logits(np.concatenate(padded)), np.concatenate(labels))
+    bar = tqdm(batches, desc="temperature", unit="batch", disable=not progress)
+    logits, labels = class_logits(la.model, la.readout, bar)
+    assert labels is not None
+    return fit_temperature(logits, labels)

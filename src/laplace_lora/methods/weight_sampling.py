@@ -5,23 +5,13 @@ the same Gaussian and averages their probabilities. It is a baseline and no rule
 every draw takes a forward pass of the model over the data, where a rule needs the Gaussian logits alone.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from laplace_lora.adapters import moved_to
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation import Probabilities
-from laplace_lora.jacobians import evaluating
 from laplace_lora.laplace import LaplaceLoRA
-from laplace_lora.readouts import split_labels
+from laplace_lora.methods.forward import Loader, adapters, member_probabilities
 
 
-@torch.no_grad()
-def weight_sampling(la: LaplaceLoRA, loader: Iterable[Mapping[str, Any]], samples: int, seed: int = 0) -> Probabilities:
+def weight_sampling(la: LaplaceLoRA, loader: Loader, samples: int, seed: int = 0) -> Probabilities:
     """Average the probabilities of adapters drawn from the posterior, without linearising the network.
 
     Takes ``samples`` forward passes per batch, and memory for as many adapters. Probabilities are averaged, not
@@ -47,19 +37,5 @@ def weight_sampling(la: LaplaceLoRA, loader: Iterable[Mapping[str, Any]], sample
             "run the adapters yourself."
         )
     states = la.sample(samples, seed)
-    device = next(la.model.parameters()).device
-    parts = []
-    with evaluating(la.model):
-        for batch in loader:
-            rows = la.readout.rows(*split_labels(batch, device))
-            mean: Tensor | None = None
-            for state in states:
-                with moved_to(la.model, state):
-                    share = torch.softmax(la.readout.read(la.model, rows).logits.double(), dim=-1) / len(states)
-                mean = share if mean is None else mean + share
-            assert mean is not None  # la.sample gives at least one
-            parts.append(Probabilities(mean.cpu().numpy()))
-    if not parts:
-        raise LaplaceLoRAError("there are no examples to predict; check the data loader.")
-    widest = max(part.values.shape[1] for part in parts)
-    return Probabilities(np.concatenate([part.widened(widest).values for part in parts]))
+    members = member_probabilities(la.model, la.readout, loader, adapters(la.model, states))
+    return Probabilities(members.mean(axis=0))
