@@ -132,6 +132,7 @@ class Subject:
         model: Holds the adapter; every method leaves it bit by bit as it was found.
         readout: Of classes.
         train: The training data in labelled batches; gives the same batches in the same order every time.
+        start: What the adapter was before its training; None where that is not known.
         held_out: Labelled batches that the adapter was not trained on; None where there are none.
         checkpoints: The training's, up to the adapter itself, which is the last; loaded as they are asked for.
         others: Adapters of the same training with other seeds; loaded as they are asked for.
@@ -145,6 +146,7 @@ class Subject:
     model: PeftModel
     readout: Readout
     train: Loader
+    start: State | None = None
     held_out: Loader | None = None
     checkpoints: Sequence[State] = ()
     others: Sequence[State] = ()
@@ -189,6 +191,7 @@ class Method(abc.ABC):
         needs_held_out: Whether it wants labelled rows that the adapter was not trained on.
         needs_others: Adapters of other seeds that it wants.
         trains: Whether it trains an adapter of its own.
+        along_training: Whether it is worth asking at every checkpoint of a training.
     """
 
     name: ClassVar[str]
@@ -196,6 +199,7 @@ class Method(abc.ABC):
     needs_held_out: ClassVar[bool] = False
     needs_others: ClassVar[int] = 0
     trains: ClassVar[bool] = False
+    along_training: ClassVar[bool] = False
 
     @abc.abstractmethod
     def fit(self, subject: Subject) -> Fitted:
@@ -223,6 +227,26 @@ def state_bytes(state: State) -> int:
         Their sum.
     """
     return sum(value.numel() * value.element_size() for value in state.values())
+
+
+def require_held_out(subject: Subject, method: str) -> Loader:
+    """Return the rows that the adapter was not trained on.
+
+    Args:
+        subject: The adapter.
+        method: Who needs them, for the error.
+
+    Returns:
+        Labelled batches.
+
+    Raises:
+        LaplaceLoRAError: There are none.
+    """
+    if subject.held_out is None:
+        raise LaplaceLoRAError(
+            f"{method} is chosen on rows that the adapter was not trained on; give Subject(held_out=...)."
+        )
+    return subject.held_out
 
 
 def require_retraining(subject: Subject, method: str) -> Retrain:

@@ -1,11 +1,16 @@
 """Temperature scaling (Guo et al., "On calibration of modern neural networks", ICML 2017)."""
 
+import dataclasses
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation.metrics import check_labels
 from laplace_lora.evaluation.outputs import Logits, require_logits
+from laplace_lora.methods.base import Answers, Fitted, Method, Subject, require_held_out
+from laplace_lora.methods.forward import Loader, class_logits
 
 #: Temperatures beyond say that the validation labels follow the logits perfectly, or not at all.
 COLDEST, HOTTEST = 0.05, 100.0
@@ -49,3 +54,38 @@ def fit_temperature(logits: Logits, labels: ArrayLike) -> float:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if slope(middle) < 0.0 else (low, middle)
     return 1.0 / (0.5 * (low + high))
+
+
+class _Scaled(Fitted):
+    def answer(self, loader: Loader) -> Answers:
+        logits, _ = class_logits(self.subject.model, self.subject.readout, loader)
+        return Answers(logits.softmax(self.found["temperature"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature(Method):
+    """Logits over a temperature that was chosen on held-out rows; answers stay the adapter's."""
+
+    name: ClassVar[str] = "temperature"
+    title: ClassVar[str] = "Temperature"
+    needs_held_out: ClassVar[bool] = True
+
+    def fit(self, subject: Subject) -> Fitted:
+        """Choose the temperature: one forward pass over the held-out rows.
+
+        Args:
+            subject: The adapter.
+
+        Returns:
+            One forward pass per data set.
+
+        Raises:
+            LaplaceLoRAError: There are no held-out rows, or they have no labels.
+        """
+        held_out = require_held_out(subject, "temperature")
+        with subject.stopwatch.watch("tune"):
+            logits, labels = class_logits(subject.model, subject.readout, held_out)
+            if labels is None:
+                raise LaplaceLoRAError("the held-out rows have no labels; give labelled ones.")
+            temperature = fit_temperature(logits, labels)
+        return _Scaled(subject, stored_bytes=8, found={"temperature": temperature})

@@ -19,6 +19,7 @@ class Map(Method):
 
     name: ClassVar[str] = "map"
     title: ClassVar[str] = "MAP"
+    along_training: ClassVar[bool] = True
 
     def fit(self, subject: Subject) -> Fitted:
         """Do nothing.
