@@ -6,6 +6,7 @@ import typer
 
 from laplace_lora.cli import verbs
 from laplace_lora.cli.acquire import acquire
+from laplace_lora.cli.bench import bench
 from laplace_lora.cli.demo import demo
 from laplace_lora.cli.tasks import tasks_app
 from laplace_lora.cli.train import train
@@ -26,7 +27,7 @@ def _verbs() -> None:
     """Calibrated uncertainty for LoRA-tuned language models."""
 
 
-for _verb in (demo, train, verbs.fit, verbs.evaluate, verbs.predict, acquire, verbs.info):
+for _verb in (demo, train, verbs.fit, verbs.evaluate, verbs.predict, acquire, bench, verbs.info):
     app.command()(_verb)
 app.add_typer(tasks_app, name="tasks")
 

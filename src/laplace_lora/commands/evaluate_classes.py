@@ -56,7 +56,7 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     require_same_classes(config.validation, opened.layout, opened.label_names)
     warn_of_shared_rows(ready.console, config.data, config.validation, "the temperature is chosen on what is evaluated")
     validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")
-    others = [scan_outside(ready, source) for source in config.ood]
+    others = [scan_outside(opened, ready.form, source, ready.console) for source in config.ood]
     inside, seconds, seen = ready.evaluated()
     temperature = None
     if validation is not None:

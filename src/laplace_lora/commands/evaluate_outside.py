@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from laplace_lora.commands.console import Console
+from laplace_lora.commands.inputs import OpenAdapter
 from laplace_lora.commands.methods import as_wide, labels_of, methods_of, outputs_of
 from laplace_lora.commands.prepared import Prepared, origin
 from laplace_lora.commands.same_task import foreign_classes
@@ -91,30 +93,32 @@ def require_different(sources: tuple[Source, ...]) -> None:
         raise LaplaceLoRAError(f"--ood {twice} is given twice; leave one out.")
 
 
-def scan_outside(ready: Prepared, source: Source) -> OutsideData:
+def scan_outside(opened: OpenAdapter, usual: InputFormat, source: Source, console: Console) -> OutsideData:
     """Check a data set of another kind before anything is run on it, and settle whether its labels are used.
 
     Labels are used where they fit the task. Where they do not, they are none of its business, and no error.
 
     Args:
-        ready: The adapter.
+        opened: The adapter.
+        usual: How its own inputs are made.
         source: The data set.
+        console: Takes messages.
 
     Returns:
         The data set.
     """
-    form = _other_format(ready, source)
-    reason = _foreign(ready, source, form)
+    form = _other_format(opened, usual, source)
+    reason = _foreign(opened, source, form, usual)
     if reason is None:
         try:
-            return OutsideData(ready.opened.scan(source, form, "optional"), None)
+            return OutsideData(opened.scan(source, form, "optional"), None)
         except DataFileError as error:
             # If the rows are at fault and not their labels, the scan below says so again.
             reason = first_line(error).split(";")[0]
-    file = ready.opened.scan(source, form, "ignored", answerable=False)
+    file = opened.scan(source, form, "ignored", answerable=False)
     if not _has_labels(source):
         return OutsideData(file, None)
-    ready.console.say("ood", f"labels of {file.name} are ignored, it is only told apart: {reason}.", reason=reason)
+    console.say("ood", f"labels of {file.name} are ignored, it is only told apart: {reason}.", reason=reason)
     return OutsideData(file, reason)
 
 
@@ -149,13 +153,13 @@ def evaluate_outside(
     return Outside(data, detection, comparison, outputs_of(predictive, outside, labels))
 
 
-def _other_format(ready: Prepared, source: Source) -> InputFormat:
+def _other_format(opened: OpenAdapter, form: InputFormat, source: Source) -> InputFormat:
     """Keep the template where other data have its fields, and it theirs; else take that of their own shape."""
-    form, first = ready.form, next(open_rows(source), None)
+    first = next(open_rows(source), None)
     if form.template is None or first is None:
         return form
     used = RowFormat(form.template, form.pair_template).fields()
-    own = source.form(ready.opened.layout.style) if isinstance(source, RowSource) else None
+    own = source.form(opened.layout.style) if isinstance(source, RowSource) else None
     # A question asked without its passage would be another task.
     needed = frozenset() if own is None else own.fields() - {"eos_token", "letters"}
     if used - {"choice"} <= set(first.fields) and needed <= used | {"choice"}:
@@ -163,13 +167,13 @@ def _other_format(ready: Prepared, source: Source) -> InputFormat:
     return dataclasses.replace(form, template=None, pair_template=None)
 
 
-def _foreign(ready: Prepared, source: Source, form: InputFormat) -> str | None:
+def _foreign(opened: OpenAdapter, source: Source, form: InputFormat, usual: InputFormat) -> str | None:
     """Say why labels mean something else than the adapter's classes; None where nothing speaks against them."""
-    layout = ready.opened.layout
+    layout = opened.layout
     if isinstance(source, RowSource):
-        return foreign_classes(source, layout, ready.opened.label_names)
+        return foreign_classes(source, layout, opened.label_names)
     first = next(open_rows(source), None)
-    if layout.labels == "class" and first is not None and "choices" not in first.fields and form is not ready.form:
+    if layout.labels == "class" and first is not None and "choices" not in first.fields and form is not usual:
         return f"its rows have other fields ({', '.join(map(str, first.fields))[:80]}) than the adapter's data"
     return None
 

@@ -85,7 +85,7 @@ class Stopwatch:
         finally:
             self.add(stage, time.perf_counter() - start)
 
-    def add(self, stage: Stage, seconds: float) -> None:
+    def add(self, stage: str, seconds: float) -> None:
         """Add what was spent elsewhere, such as on an adapter that was trained before.
 
         Args:
@@ -191,6 +191,7 @@ class Method(abc.ABC):
         needs_held_out: Whether it wants labelled rows that the adapter was not trained on.
         needs_others: Adapters of other seeds that it wants.
         trains: Whether it trains an adapter of its own.
+        uses_adapter: Whether it rests on the trained adapter, whose training then is a part of its cost.
         along_training: Whether it is worth asking at every checkpoint of a training.
     """
 
@@ -199,6 +200,7 @@ class Method(abc.ABC):
     needs_held_out: ClassVar[bool] = False
     needs_others: ClassVar[int] = 0
     trains: ClassVar[bool] = False
+    uses_adapter: ClassVar[bool] = True
     along_training: ClassVar[bool] = False
 
     @abc.abstractmethod

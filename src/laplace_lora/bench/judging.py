@@ -1,0 +1,263 @@
+"""One method on one adapter: fitted, asked, timed, and kept."""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from laplace_lora.adapters import moved_to
+from laplace_lora.bench.keys import rows_digest, versions
+from laplace_lora.bench.machine import machine
+from laplace_lora.bench.meters import Memory
+from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
+from laplace_lora.bench.store import Store
+from laplace_lora.bench.subjects import Asked, OpenedTraining, States
+from laplace_lora.bench.trainings import MOST, Training, Trainings
+from laplace_lora.commands.methods import as_wide
+from laplace_lora.evaluation import OUTPUTS_FILE, Outputs, ood_scores, save_outputs, score
+from laplace_lora.evaluation.outputs import FloatArray
+from laplace_lora.methods.base import Answers, Method, State, Stopwatch, Subject
+from laplace_lora.methods.forward import class_logits
+
+#: The checkpoint that stands for the end of a training.
+LAST = "last"
+_STATE_FILE = "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One method on one adapter.
+
+    Attributes:
+        task: Its task.
+        seed: Of the training.
+        method: What is measured.
+        checkpoint: Name of a checkpoint, or ``last``.
+        step: Steps up to the checkpoint; None for the last.
+    """
+
+    task: str
+    seed: int
+    method: Method
+    checkpoint: str = LAST
+    step: int | None = None
+
+    @property
+    def training(self) -> Training:
+        """The adapter's training."""
+        return Training(self.task, self.seed, MOST if self.method.needs_held_out else "all")
+
+    def __str__(self) -> str:
+        """Return what progress calls it."""
+        place = "" if self.checkpoint == LAST else f", {self.checkpoint}"
+        return f"{self.task}, seed {self.seed}{place}: {self.method.name}"
+
+
+class Judge:
+    """Measures cells, or finds them in the cache."""
+
+    def __init__(self, config: BenchConfig, store: Store, trainings: Trainings) -> None:
+        """Prepare.
+
+        Args:
+            config: Settings.
+            store: Keeps what was measured.
+            trainings: Has the adapters.
+        """
+        self._config, self._store, self._trainings = config, store, trainings
+
+    def document(self, cell: Cell) -> dict[str, Any]:
+        """Return what a cell's result depends on.
+
+        Args:
+            cell: Which.
+
+        Returns:
+            JSON values.
+        """
+        config, trainings, method = self._config, self._trainings, cell.method
+        others = [
+            trainings.document(dataclasses.replace(cell.training, seed=cell.seed + OTHER_SEEDS * (index + 1)))
+            for index in range(method.needs_others)
+        ]
+        held_out = rows_digest(trainings.rows(cell.task, "held_out")) if method.needs_held_out else None
+        return {
+            "adapter": trainings.document(cell.training),
+            "others": others,
+            "checkpoint": cell.checkpoint,
+            "method": method.name,
+            "settings": method.settings(),
+            "held_out": held_out,
+            "test": rows_digest(trainings.test_rows(cell.task)),
+            "ood": {name: rows_digest(trainings.other_rows(name)) for name in config.ood.get(cell.task, ())},
+            "batch_size": config.batch_size,
+            "dtype": config.dtype,
+            "versions": versions(),
+        }
+
+    def find(self, cell: Cell) -> Path | None:
+        """Look for a cell's result.
+
+        Args:
+            cell: Which.
+
+        Returns:
+            Its folder, or None.
+        """
+        return self._store.find("results", self.document(cell))
+
+    def measure(self, cell: Cell, opened: OpenedTraining) -> Path:
+        """Fit a method and ask it about the test rows and those of other kinds.
+
+        Args:
+            cell: Which.
+            opened: Its adapter.
+
+        Returns:
+            The folder of the result.
+        """
+        document = self.document(cell)
+        about: dict[str, Any] = {"cell": str(cell), "machine": machine()}
+        with self._store.made("results", document, about) as staged:
+            state = self._state(cell, opened)
+            with moved_to(opened.opened.model, state), warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                about |= self._measured(cell, opened, staged)
+            about["warnings"] = sorted({str(w.message) for w in said if issubclass(w.category, UserWarning)})
+        found = self._store.find("results", document)
+        assert found is not None
+        return found
+
+    def _state(self, cell: Cell, opened: OpenedTraining) -> Mapping[str, Tensor]:
+        folder = opened.folder if cell.checkpoint == LAST else opened.folder / "checkpoints" / cell.checkpoint
+        state: Mapping[str, Tensor] = States([folder])[0]
+        return state
+
+    def _measured(self, cell: Cell, opened: OpenedTraining, staged: Path) -> dict[str, Any]:
+        """Return what is to be known of a result; write what the method answered."""
+        stopwatch, memory = Stopwatch(), Memory()
+        subject = self._subject(cell, opened, stopwatch)
+        device = next(subject.model.parameters()).device
+        test = opened.test
+        forward = _seconds(lambda: class_logits(subject.model, subject.readout, test.batches)) / len(test.file)
+        with memory.watched(device):
+            fitted = cell.method.fit(subject)
+            start = time.perf_counter()
+            answers = fitted.answer(test.batches)
+            stopwatch.add("predict", time.perf_counter() - start)
+            outside = {name: fitted.answer(asked.batches) for name, asked in opened.outside.items()}
+        name = cell.method.name
+        assert test.labels is not None
+        save_outputs(
+            staged / OUTPUTS_FILE,
+            _outputs(name, answers, test),
+            {key: _outputs(name, answer, opened.outside[key]) for key, answer in outside.items()},
+        )
+        return {
+            "figures": score(answers.probabilities, test.labels).to_dict(),
+            "rows": {"train": sum(len(batch["labels"]) for batch in opened.train), "test": len(test.file)},
+            "own_split": bool(getattr(test.file.source, "own_split", True)),
+            "ood": {key: _told_apart(name, answers, answer, opened.outside[key]) for key, answer in outside.items()},
+            "found": fitted.found,
+            "stored_bytes": fitted.stored_bytes,
+            "peak_memory_bytes": memory.peak,
+            "seconds": self._spent(cell, stopwatch),
+            "forward_seconds_per_row": forward,
+        }
+
+    def _subject(self, cell: Cell, opened: OpenedTraining, stopwatch: Stopwatch) -> Subject:
+        folders = opened.checkpoints
+        if cell.checkpoint != LAST:
+            names = [folder.name for folder in folders]
+            folders = folders[: names.index(cell.checkpoint) + 1]
+        return Subject(
+            opened.opened.model,  # type: ignore[arg-type]
+            opened.readout,
+            opened.train,
+            opened.start,
+            opened.held_out,
+            States(folders),
+            opened.others[: cell.method.needs_others],
+            opened.retrain,
+            lambda name, make: self._remembered(cell, name, make, stopwatch),
+            cell.seed,
+            stopwatch,
+        )
+
+    def _remembered(self, cell: Cell, name: str, make: Callable[[], State], stopwatch: Stopwatch) -> State:
+        """Make a state once for all methods that name it alike; its time counts for each of them."""
+        document = {"adapter": self._trainings.document(cell.training), "checkpoint": cell.checkpoint, "state": name}
+        found = self._store.find("states", document)
+        if found is not None:
+            stopwatch.add("train", self._store.entry(found)["seconds"])
+            return load_file(found / _STATE_FILE)
+        about: dict[str, Any] = {"state": name}
+        with self._store.made("states", document, about) as staged:
+            start = time.perf_counter()
+            state = make()
+            about["seconds"] = time.perf_counter() - start
+            save_file({key: value.contiguous() for key, value in state.items()}, staged / _STATE_FILE)
+        return state
+
+    def _spent(self, cell: Cell, stopwatch: Stopwatch) -> dict[str, float]:
+        """Add the trainings of the adapters that a method rests on."""
+        others = [
+            dataclasses.replace(cell.training, seed=cell.seed + OTHER_SEEDS * (index + 1))
+            for index in range(cell.method.needs_others)
+        ]
+        rests_on = [cell.training, *others] if cell.method.uses_adapter else []
+        trained = sum(self._trainings.cost(training)["seconds"] for training in rests_on)
+        found = {"train": 0.0, "fit": 0.0, "tune": 0.0, "predict": 0.0} | stopwatch.seconds
+        found["train"] += trained
+        return found
+
+
+def _outputs(name: str, answers: Answers, asked: Asked) -> Outputs:
+    labels = asked.labels if asked.labels is not None and _fit(asked, answers) else None
+    return Outputs({name: answers.probabilities}, {}, _nats(name, answers), labels)
+
+
+def _nats(name: str, answers: Answers) -> dict[str, FloatArray]:
+    return {} if answers.mutual_information is None else {name: answers.mutual_information}
+
+
+def _fit(asked: Asked, answers: Answers) -> bool:
+    """Say whether the labels are classes that the method knows."""
+    assert asked.labels is not None
+    return bool(asked.labels.max() < answers.probabilities.values.shape[1])
+
+
+def _told_apart(name: str, inside: Answers, outside: Answers, asked: Asked) -> dict[str, Any]:
+    """Return how well data of another kind are told from the test rows, and their figures where labels fit."""
+    near, far = as_wide({"map": inside.probabilities}, {"map": outside.probabilities})
+    detection = ood_scores(
+        {name: near["map"]},
+        {name: far["map"]},
+        in_mutual_information=_nats(name, inside),
+        out_mutual_information=_nats(name, outside),
+    ).methods[name]
+    found: dict[str, Any] = {
+        "rows": len(asked.file),
+        "detection": {
+            by: {"auroc": rates.auroc.estimate, "fpr95": rates.fpr95.estimate} for by, rates in detection.items()
+        },
+    }
+    if asked.labels is not None and _fit(asked, outside):
+        found["figures"] = score(outside.probabilities, asked.labels).to_dict()
+    return found
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Time a forward pass; the first one warms up."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.min(times))

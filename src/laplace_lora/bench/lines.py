@@ -1,0 +1,114 @@
+"""results.jsonl: one line per result, with every setting and version; in the order of the grid, whoever made it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from laplace_lora.bench.judging import LAST, Cell
+from laplace_lora.bench.settings import BenchConfig
+from laplace_lora.bench.store import ENTRY_NAME
+from laplace_lora.commands.output import whole_file
+
+RESULTS_NAME = "results.jsonl"
+#: What differs from run to run: times, and memory, which depends on what ran before.
+COSTS = "cost"
+
+
+def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
+    """Return the line of a result.
+
+    Args:
+        cell: Which.
+        folder: Its entry in the cache.
+        config: Settings.
+
+    Returns:
+        JSON values. ``cost`` holds seconds by stage, the same in forward passes of one row, and bytes.
+    """
+    entry = json.loads((folder / ENTRY_NAME).read_text(encoding="utf-8"))
+    made_from = entry["made_from"]
+    adapter = made_from["adapter"]
+    return {
+        "base": config.base,
+        "task": cell.task,
+        "seed": cell.seed,
+        "checkpoint": cell.checkpoint,
+        "step": cell.step,
+        "method": cell.method.name,
+        "title": cell.method.title,
+        "settings": made_from["settings"],
+        "rows": entry["rows"],
+        "own_split": entry["own_split"],
+        "figures": entry["figures"],
+        "ood": entry["ood"],
+        "found": entry["found"],
+        "warnings": entry["warnings"],
+        "stored_bytes": entry["stored_bytes"],
+        "training": adapter["settings"],
+        "protocol": {key: adapter[key] for key in ("max_length", "prompts", "readout", "padding_side", "quantization")}
+        | {key: made_from[key] for key in ("batch_size", "dtype")},
+        "versions": made_from["versions"],
+        "key": folder.name,
+        COSTS: cost_of(entry) | {"machine": entry["machine"]},
+    }
+
+
+def cost_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result took.
+
+    Training, fit and tuning are counted once, prediction for the test rows. A forward pass is the time of the trained
+    adapter's logits on the test rows, over their number, in the same process just before.
+
+    Args:
+        entry: Of the cache.
+
+    Returns:
+        ``seconds`` by stage, ``forward_passes`` (the same in forward passes of one row), ``predict_per_row`` (forward
+        passes per row) and ``peak_memory_bytes``.
+    """
+    forward, rows = entry["forward_seconds_per_row"], entry["rows"]["test"]
+    passes = {stage: seconds / forward for stage, seconds in entry["seconds"].items()}
+    return {
+        "seconds": entry["seconds"],
+        "forward_passes": passes,
+        "predict_per_row": passes["predict"] / rows,
+        "forward_seconds_per_row": forward,
+        "peak_memory_bytes": entry["peak_memory_bytes"],
+    }
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write results, whole or not at all.
+
+    Args:
+        path: Where to.
+        lines: In order.
+    """
+    with whole_file(path) as staged, staged.open("w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read results.
+
+    Args:
+        path: From :func:`write_lines`.
+
+    Returns:
+        The lines.
+    """
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def at_the_end(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Choose what was measured at the end of trainings.
+
+    Args:
+        lines: All.
+
+    Returns:
+        Those.
+    """
+    return [line for line in lines if line["checkpoint"] == LAST]

@@ -1,0 +1,86 @@
+"""Progress over a whole grid: what is being done, how much is left, and how long that will take."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over jobs of several kinds, whose times differ much.
+
+    The time left is the sum of what the jobs to come took on the average so far, kind by kind; a kind of which none has
+    been done counts as the average of all.
+    """
+
+    def __init__(self, kinds: Sequence[Hashable], shown: bool) -> None:
+        """Begin.
+
+        Args:
+            kinds: Kind of every job that is to be done.
+            shown: Whether to show the bar.
+        """
+        self._left: dict[Hashable, int] = defaultdict(int)
+        for kind in kinds:
+            self._left[kind] += 1
+        self._took: dict[Hashable, list[float]] = defaultdict(list)
+        self._bar = tqdm(
+            total=len(kinds),
+            desc="bench",
+            unit="job",
+            disable=not shown,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {postfix}]",
+        )
+
+    @contextmanager
+    def job(self, kind: Hashable, about: str) -> Iterator[None]:
+        """Do one job.
+
+        Args:
+            kind: Its kind.
+            about: What the bar says.
+
+        Yields:
+            Nothing.
+        """
+        self._bar.set_postfix_str(f"{duration(self.left())} left; {about}")
+        start = time.perf_counter()
+        yield
+        self._took[kind].append(time.perf_counter() - start)
+        self._left[kind] -= 1
+        self._bar.update()
+
+    def left(self) -> float | None:
+        """Return the seconds left; None before any job is done."""
+        all_times = [seconds for times in self._took.values() for seconds in times]
+        if not all_times:
+            return None
+        usual = statistics.fmean(all_times)
+        return sum(
+            count * (statistics.fmean(self._took[kind]) if self._took[kind] else usual)
+            for kind, count in self._left.items()
+        )
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration.
+
+    Args:
+        seconds: How long; None if that is not known.
+
+    Returns:
+        Such as ``2 h 05 min``, ``4 min`` or ``30 s``.
+    """
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,127 @@
+"""The grid: trainings and methods in order, each done once, results written as they come."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from laplace_lora.bench.judging import Cell, Judge
+from laplace_lora.bench.lines import RESULTS_NAME, line_of, write_lines
+from laplace_lora.bench.progress import Progress
+from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
+from laplace_lora.bench.store import Store
+from laplace_lora.bench.subjects import OpenedTraining
+from laplace_lora.bench.trainings import MOST, Training, Trainings
+from laplace_lora.commands.console import Console
+from laplace_lora.commands.output import check_writable
+from laplace_lora.training import require_training
+
+
+def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
+    """Measure every method on every task and seed; what the cache has is not done again.
+
+    Args:
+        config: Settings.
+        console: Takes messages.
+
+    Returns:
+        The lines of results.jsonl, which is written after every result.
+    """
+    require_training()
+    check_writable(config.out)
+    store = Store(config.cache)
+    trainings = Trainings(config, store, console)
+    judge = Judge(config, store, trainings)
+    for task in config.tasks:  # wrong names and missing files are said before anything is trained
+        console.say("data", trainings.rows(task, "all").shown)
+        console.say("data", trainings.test_rows(task).shown)
+        for name in config.ood.get(task, ()):
+            console.say("data", trainings.other_rows(name).shown)
+    runs = [(task, seed) for task in config.tasks for seed in config.seeds]
+    missing = [training for run in runs for training in _trainings(config, *run) if not trainings.is_trained(training)]
+    kinds: list[Any] = [(training.task, "train") for training in missing]
+    # A training's checkpoints are known when it has ended; methods along it are counted then as one.
+    kinds += [(task, method.name) for task, _ in runs for method in config.methods_on(task)]
+    progress = Progress(kinds, console.progress)
+    lines: list[dict[str, Any]] = []
+    try:
+        for task, seed in runs:
+            for training in _trainings(config, task, seed):
+                if not trainings.is_trained(training):
+                    with progress.job((task, "train"), f"training {training}"):
+                        trainings.folder(training)
+            lines += _measured(config, judge, trainings, Training(task, seed), progress, console, lines)
+    finally:
+        progress.close()
+    return lines
+
+
+def _trainings(config: BenchConfig, task: str, seed: int) -> list[Training]:
+    """Return the adapters that a run needs, its own first."""
+    methods = config.methods_on(task)
+    others = max((method.needs_others for method in methods), default=0)
+    found = [Training(task, seed + OTHER_SEEDS * index) for index in range(others + 1)]
+    return found + ([Training(task, seed, MOST)] if any(method.needs_held_out for method in methods) else [])
+
+
+def _measured(
+    config: BenchConfig,
+    judge: Judge,
+    trainings: Trainings,
+    training: Training,
+    progress: Progress,
+    console: Console,
+    before: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Measure all methods on one run, and write all lines up to it after every result."""
+    lines: list[dict[str, Any]] = []
+    opened: dict[Training, OpenedTraining] = {}
+    path = config.out / RESULTS_NAME
+    steps = checkpoints(trainings.folder(training)) if config.all_checkpoints else []
+    methods = config.methods_on(training.task)
+    most_others = max((method.needs_others for method in methods), default=0)
+    for method in methods:
+        cells = [Cell(training.task, training.seed, method)]
+        if method.along_training:
+            # The last checkpoint is the adapter itself.
+            cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
+        with progress.job((training.task, method.name), str(cells[-1])):
+            for cell in cells:
+                folder = judge.find(cell)
+                if folder is None:
+                    if cell.training not in opened:
+                        opened.clear()  # one model at a time
+                        opened[cell.training] = OpenedTraining.of(
+                            cell.training, trainings, config, most_others, console
+                        )
+                    folder = judge.measure(cell, opened[cell.training])
+                lines.append(line_of(cell, folder, config))
+        write_lines(path, [*before, *lines])
+    return lines
+
+
+def checkpoints(adapter: Path) -> list[tuple[str, int]]:
+    """Return the checkpoints of a training in order.
+
+    Args:
+        adapter: Its folder.
+
+    Returns:
+        Name and step of each.
+    """
+    found = ((path.name, int(path.name.partition("-")[2])) for path in (adapter / "checkpoints").iterdir())
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def grid(config: BenchConfig) -> Iterator[tuple[str, int, str]]:
+    """List the grid.
+
+    Args:
+        config: Settings.
+
+    Yields:
+        Task, seed and method, in the order of results.
+    """
+    for task, seed in itertools.product(config.tasks, config.seeds):
+        for method in config.methods_on(task):
+            yield task, seed, method.name

@@ -1,0 +1,172 @@
+"""What a benchmark is told: base, tasks, methods, seeds, and how adapters are trained."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.methods.table import METHODS, Method
+from laplace_lora.training import TrainingSettings
+
+#: Seeds of an ensemble's other adapters: the run's own, and so many further.
+OTHER_SEEDS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Settings of ``bench``.
+
+    Attributes:
+        base: Folder or hub id of the base model.
+        tasks: Names of tasks.
+        methods: Names of methods.
+        seeds: Of training, one run each.
+        out: Folder for results.jsonl, the tables and the page.
+        cache: Folder for adapters and predictions, kept by what they depend on.
+        data_dir: Holds copies of tasks; None for the hub.
+        ood: Other data by task: task name to sources as the command line writes them.
+        only: Tasks that a method is confined to, by the method's name; all where it is not there.
+        training: Of the adapters; its seed is not used.
+        examples: Training rows of a task, its first; all if None.
+        test_examples: Test rows, the first of the split that figures are of; all if None.
+        held_out: Share of the training rows, the last, that methods which choose something on labelled rows do not
+            train on.
+        all_checkpoints: Whether methods that can be asked along a training are, at every checkpoint.
+        max_length: Most tokens per input; the model's limit if None.
+        batch_size: Rows per forward pass, of everything but training.
+        prompts: Whose prompts a language model is asked.
+        readout: How answers are read; by model and task if None.
+        padding_side: ``left`` or ``right``, of a language model.
+        quantization: How to quantise the base; None for not at all.
+        revision: Of the base on the hub.
+        dtype: Of the base, when it is asked; training is in float32.
+        device: As for every verb.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    out: Path
+    cache: Path
+    data_dir: Path | None = None
+    ood: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    examples: int | None = None
+    test_examples: int | None = None
+    held_out: float = 0.2
+    all_checkpoints: bool = False
+    max_length: int | None = None
+    batch_size: int = 16
+    prompts: str | None = None
+    readout: str | None = None
+    padding_side: str | None = None
+    quantization: str | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty grid, unknown methods, and what is named twice.
+
+        Raises:
+            LaplaceLoRAError: Something is.
+        """
+        for name in ("tasks", "methods", "seeds"):
+            values = getattr(self, name)
+            if not values:
+                raise LaplaceLoRAError(f"there are no {name}; name at least one with --{name}.")
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise LaplaceLoRAError(f"--{name} names {twice} twice; leave one out.")
+        for name in self.methods:
+            if name not in METHODS:
+                raise LaplaceLoRAError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+        for name in (*self.only, *self.ood):
+            if name not in METHODS and name not in self.tasks:
+                raise LaplaceLoRAError(f"{name} is neither one of the methods nor one of --tasks; check its name.")
+        if not 0.0 < self.held_out < 1.0:
+            raise LaplaceLoRAError(f"held_out={self.held_out} is no share of the rows; give one between 0 and 1.")
+
+    def methods_on(self, task: str) -> list[Method]:
+        """Return the methods that are measured on a task, in their order.
+
+        Args:
+            task: Its name.
+
+        Returns:
+            The methods.
+        """
+        return [METHODS[name] for name in self.methods if task in self.only.get(name, self.tasks)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchPreset:
+    """A grid by name.
+
+    Attributes:
+        about: What it is, in one line.
+        training: Name of the training preset it goes with.
+        tasks: Tasks.
+        methods: Methods.
+        only: Tasks that a method is confined to.
+        ood: Other data by task.
+        examples: Training rows of a task.
+        test_examples: Test rows of a task.
+        changes: Of the training preset's settings.
+    """
+
+    about: str
+    training: str
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    ood: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    examples: int | None = None
+    test_examples: int | None = None
+    changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+_PAPER_TASKS = ("winogrande_s", "arc_challenge", "arc_easy", "winogrande_m", "openbookqa", "boolq")
+_SHIFTS = ("arc_easy", "arc_challenge", "mmlu_cs", "mmlu_eng", "mmlu_law", "mmlu_health")
+_COSTLY = dict.fromkeys(("swag", "blob", "blob_mean", "tfb"), ("sst2", "openbookqa"))
+BENCH_PRESETS = {
+    "small": BenchPreset(
+        about="six tasks of 200 rows for two CPU cores and an encoder of some 20M weights; ours",
+        training="small",
+        tasks=("sst2", "rte", "boolq", "arc_easy", "openbookqa", "winogrande_s"),
+        methods=tuple(METHODS),
+        only=_COSTLY,
+        ood={"openbookqa": ("arc_easy", "mmlu_cs"), "sst2": ("rte",)},
+        examples=200,
+        test_examples=300,
+        changes={"dropout": 0.1, "epochs": 8, "learning_rate": 2e-3, "batch_size": 8},
+    ),
+    "paper": BenchPreset(
+        about="the paper's six tasks and its shifts, for Llama-2-7B",
+        training="paper",
+        tasks=_PAPER_TASKS,
+        methods=tuple(METHODS),
+        ood={"openbookqa": (*_SHIFTS, "mmlu_chem", "mmlu_phy")},
+    ),
+}
+
+
+def bench_preset(name: str | None) -> BenchPreset | None:
+    """Return a grid by its name.
+
+    Args:
+        name: One of ``BENCH_PRESETS``, or None.
+
+    Returns:
+        The grid; None for None.
+
+    Raises:
+        LaplaceLoRAError: There is none of that name.
+    """
+    if name is None:
+        return None
+    if name not in BENCH_PRESETS:
+        raise LaplaceLoRAError(f"there is no grid {name!r}; choose {', '.join(BENCH_PRESETS)}.")
+    return BENCH_PRESETS[name]

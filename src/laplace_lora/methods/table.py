@@ -1,0 +1,32 @@
+"""All methods by name: a new one is a file of its own and a line here."""
+
+from laplace_lora.methods.base import Method
+from laplace_lora.methods.laplace import (
+    Laplace,
+    LaplaceEvidence,
+    LaplaceLowRank,
+    LaplaceOfficial,
+    LaplaceValidation,
+    LastLayerLaplace,
+    SoftmaxTwice,
+)
+from laplace_lora.methods.temperature import Temperature
+from laplace_lora.methods.trained import Map
+
+#: In the order of the paper's tables.
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Map(),
+        Temperature(),
+        LastLayerLaplace(),
+        Laplace(),
+        LaplaceEvidence(),
+        LaplaceLowRank(),
+        LaplaceValidation(),
+        LaplaceOfficial(),
+        SoftmaxTwice(),
+    )
+}
+
+__all__ = ["METHODS", "Method"]
