@@ -27,6 +27,8 @@ from laplace_lora.methods.forward import class_logits
 
 #: The checkpoint that stands for the end of a training.
 LAST = "last"
+#: Kind of the entries that hold results.
+RESULTS = "results"
 _STATE_FILE = "state.safetensors"
 
 
@@ -110,7 +112,7 @@ class Judge:
         Returns:
             Its folder, or None.
         """
-        return self._store.find("results", self.document(cell))
+        return self._store.find(RESULTS, self.document(cell))
 
     def measure(self, cell: Cell, opened: OpenedTraining) -> Path:
         """Fit a method and ask it about the test rows and those of other kinds.
@@ -124,13 +126,13 @@ class Judge:
         """
         document = self.document(cell)
         about: dict[str, Any] = {"cell": str(cell), "machine": machine()}
-        with self._store.made("results", document, about) as staged:
+        with self._store.made(RESULTS, document, about) as staged:
             state = self._state(cell, opened)
             with moved_to(opened.opened.model, state), warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
                 about |= self._measured(cell, opened, staged)
             about["warnings"] = sorted({str(w.message) for w in said if issubclass(w.category, UserWarning)})
-        found = self._store.find("results", document)
+        found = self._store.find(RESULTS, document)
         assert found is not None
         return found
 
@@ -162,6 +164,7 @@ class Judge:
         return {
             "figures": score(answers.probabilities, test.labels).to_dict(),
             "rows": {"train": sum(len(batch["labels"]) for batch in opened.train), "test": len(test.file)},
+            "total_steps": step_of(opened.checkpoints[-1].name),
             "own_split": bool(getattr(test.file.source, "own_split", True)),
             "ood": {key: _told_apart(name, answers, answer, opened.outside[key]) for key, answer in outside.items()},
             "found": fitted.found,
@@ -218,6 +221,18 @@ class Judge:
         return found
 
 
+def step_of(checkpoint: str) -> int:
+    """Return the step of a checkpoint by its name.
+
+    Args:
+        checkpoint: ``checkpoint-25``.
+
+    Returns:
+        The step.
+    """
+    return int(checkpoint.rpartition("-")[2])
+
+
 def _outputs(name: str, answers: Answers, asked: Asked) -> Outputs:
     labels = asked.labels if asked.labels is not None and _fit(asked, answers) else None
     return Outputs({name: answers.probabilities}, {}, _nats(name, answers), labels)
@@ -244,6 +259,7 @@ def _told_apart(name: str, inside: Answers, outside: Answers, asked: Asked) -> d
     ).methods[name]
     found: dict[str, Any] = {
         "rows": len(asked.file),
+        "labels_ignored": asked.labels_ignored,
         "detection": {
             by: {"auroc": rates.auroc.estimate, "fpr95": rates.fpr95.estimate} for by, rates in detection.items()
         },

@@ -35,6 +35,7 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
         "seed": cell.seed,
         "checkpoint": cell.checkpoint,
         "step": cell.step,
+        "total_steps": entry["total_steps"],
         "method": cell.method.name,
         "title": cell.method.title,
         "settings": made_from["settings"],

@@ -1,19 +1,21 @@
 """The grid: trainings and methods in order, each done once, results written as they come."""
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laplace_lora.bench.judging import Cell, Judge
+from laplace_lora.bench.judging import RESULTS, Cell, Judge, step_of
+from laplace_lora.bench.keys import versions
 from laplace_lora.bench.lines import RESULTS_NAME, line_of, write_lines
+from laplace_lora.bench.machine import command, machine
 from laplace_lora.bench.progress import Progress
+from laplace_lora.bench.report import FILES, write_report
 from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.bench.subjects import OpenedTraining
 from laplace_lora.bench.trainings import MOST, Training, Trainings
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.output import check_writable
+from laplace_lora.commands.settings import plain
 from laplace_lora.training import require_training
 
 
@@ -50,9 +52,12 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
                 if not trainings.is_trained(training):
                     with progress.job((task, "train"), f"training {training}"):
                         trainings.folder(training)
-            lines += _measured(config, judge, trainings, Training(task, seed), progress, console, lines)
+            lines += _measured(config, judge, trainings, Training(task, seed), progress, lines)
     finally:
         progress.close()
+    about = {**plain(config), **versions(), **machine(), "command": command()}
+    write_report(config.out, lines, store.root / RESULTS, about)
+    console.say("saved", f"{RESULTS_NAME}, {', '.join(FILES)} in {config.out}", out=str(config.out))
     return lines
 
 
@@ -70,34 +75,33 @@ def _measured(
     trainings: Trainings,
     training: Training,
     progress: Progress,
-    console: Console,
     before: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Measure all methods on one run, and write all lines up to it after every result."""
-    lines: list[dict[str, Any]] = []
-    opened: dict[Training, OpenedTraining] = {}
-    path = config.out / RESULTS_NAME
-    steps = checkpoints(trainings.folder(training)) if config.all_checkpoints else []
     methods = config.methods_on(training.task)
     most_others = max((method.needs_others for method in methods), default=0)
-    for method in methods:
+    steps = checkpoints(trainings.folder(training)) if config.all_checkpoints else []
+    done: dict[str, list[dict[str, Any]]] = {}
+    opened: dict[Training, OpenedTraining] = {}
+    # Methods on the same adapter one after the other: it is opened once, and one model is held at a time.
+    for method in sorted(methods, key=lambda method: method.needs_held_out):
         cells = [Cell(training.task, training.seed, method)]
         if method.along_training:
             # The last checkpoint is the adapter itself.
             cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
         with progress.job((training.task, method.name), str(cells[-1])):
+            done[method.name] = []
             for cell in cells:
                 folder = judge.find(cell)
                 if folder is None:
                     if cell.training not in opened:
-                        opened.clear()  # one model at a time
-                        opened[cell.training] = OpenedTraining.of(
-                            cell.training, trainings, config, most_others, console
-                        )
+                        opened.clear()
+                        opened[cell.training] = OpenedTraining.of(cell.training, trainings, config, most_others)
                     folder = judge.measure(cell, opened[cell.training])
-                lines.append(line_of(cell, folder, config))
-        write_lines(path, [*before, *lines])
-    return lines
+                done[method.name].append(line_of(cell, folder, config))
+        lines = [line for method in methods for line in done.get(method.name, ())]
+        write_lines(config.out / RESULTS_NAME, [*before, *lines])
+    return [line for method in methods for line in done[method.name]]
 
 
 def checkpoints(adapter: Path) -> list[tuple[str, int]]:
@@ -109,19 +113,5 @@ def checkpoints(adapter: Path) -> list[tuple[str, int]]:
     Returns:
         Name and step of each.
     """
-    found = ((path.name, int(path.name.partition("-")[2])) for path in (adapter / "checkpoints").iterdir())
+    found = ((path.name, step_of(path.name)) for path in (adapter / "checkpoints").iterdir())
     return sorted(found, key=lambda pair: pair[1])
-
-
-def grid(config: BenchConfig) -> Iterator[tuple[str, int, str]]:
-    """List the grid.
-
-    Args:
-        config: Settings.
-
-    Yields:
-        Task, seed and method, in the order of results.
-    """
-    for task, seed in itertools.product(config.tasks, config.seeds):
-        for method in config.methods_on(task):
-            yield task, seed, method.name

@@ -37,11 +37,13 @@ class Asked:
         file: Its rows.
         batches: Their tokens.
         labels: (N,) class numbers; None where there are none, or they mean something else than the classes.
+        labels_ignored: Why they mean something else, or None.
     """
 
     file: DataFile
     batches: list[Batch]
     labels: IntArray | None
+    labels_ignored: str | None = None
 
 
 class States(Sequence[Mapping[str, Tensor]]):
@@ -120,9 +122,7 @@ class OpenedTraining:
     others: States
 
     @classmethod
-    def of(
-        cls, training: Training, trainings: Trainings, config: BenchConfig, others: int, console: Console
-    ) -> "OpenedTraining":
+    def of(cls, training: Training, trainings: Trainings, config: BenchConfig, others: int) -> "OpenedTraining":
         """Open an adapter, trained now if need be, and read its data.
 
         Args:
@@ -130,7 +130,6 @@ class OpenedTraining:
             trainings: Has it.
             config: Settings.
             others: Adapters of other seeds that methods may ask for.
-            console: Takes messages.
 
         Returns:
             All of it.
@@ -146,7 +145,7 @@ class OpenedTraining:
         form = opened.complete(given, data)
         seeds = [training.seed + OTHER_SEEDS * (index + 1) for index in range(others)]
         start = load_file(folder / STARTING_POINT_NAME)
-        found = _Data(opened, form, config.batch_size, console)
+        found = _Data(opened, form, config.batch_size, Console(quiet=True))
         return cls(
             training,
             folder,
@@ -164,7 +163,7 @@ class OpenedTraining:
     @property
     def checkpoints(self) -> list[Path]:
         """Folders of the training's checkpoints, in order."""
-        return sorted((self.folder / "checkpoints").iterdir(), key=lambda path: int(path.name.partition("-")[2]))
+        return sorted((self.folder / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +185,12 @@ class _Data:
         return self._asked(file)
 
     def outside(self, source: Any) -> Asked:
-        return self._asked(scan_outside(self.opened, self.form, source, self.console).file)
+        found = scan_outside(self.opened, self.form, source, self.console)
+        return self._asked(found.file, found.labels_ignored)
 
-    def _asked(self, file: DataFile) -> Asked:
+    def _asked(self, file: DataFile, labels_ignored: str | None = None) -> Asked:
         labels = np.array([int(example.label or 0) for example in file], dtype=np.int64) if file.labelled else None
-        return Asked(file, self.batches(file), labels)
+        return Asked(file, self.batches(file), labels, labels_ignored)
 
     def retraining(self, file: DataFile, seed: int, start: Mapping[str, Tensor], config: BenchConfig) -> Retraining:
         encoder, tokenizer = self.opened.encoder(self.form), self.opened.tokenizer

@@ -2,12 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from laplace_lora.bench.lines import at_the_end
+from laplace_lora.bench.grids import Cell, Grid, markdown
+from laplace_lora.bench.lines import COSTS, at_the_end
 
 Line = dict[str, Any]
+#: Methods that are errors on purpose, and never marked as the best.
+ERRORS = ("softmax_twice",)
+_MIB = 2.0**20
 
 
 class Metric(NamedTuple):
@@ -27,138 +31,141 @@ class Metric(NamedTuple):
     digits: int
     more_is_better: bool
 
+    def written(self, value: float) -> str:
+        """Write a figure."""
+        return f"{self.scale * value:.{self.digits}f}"
+
 
 METRICS = (
-    Metric("accuracy", "ACC (%)", 100.0, 1, True),
-    Metric("ece", "ECE (%)", 100.0, 1, False),
+    Metric("accuracy", "Accuracy (%)", 100.0, 1, True),
+    Metric("ece", "ECE (%), 15 bins", 100.0, 1, False),
     Metric("nll", "NLL (nats)", 1.0, 3, False),
-    Metric("brier", "Brier", 1.0, 3, False),
+    Metric("brier", "Brier score", 1.0, 3, False),
     Metric("auroc", "AUROC of being right", 1.0, 3, True),
     Metric("aurc", "AURC", 1.0, 3, False),
 )
+_DETECTION = Metric("auroc", "", 1.0, 3, True), Metric("fpr95", "", 1.0, 3, False)
+#: What tells other data apart, as results name it and as tables do.
+SCORES = {"confidence": "max probability", "entropy": "entropy", "mutual_information": "mutual information"}
 
 
-class Entry(NamedTuple):
-    """A figure over seeds.
-
-    Attributes:
-        values: By seed.
-        best: Whether it is the best of its column, or tied with it.
-    """
-
-    values: dict[int, float]
-    best: bool
-
-    @property
-    def mean(self) -> float:
-        """Mean over seeds."""
-        return statistics.fmean(self.values.values())
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over seeds; None of one seed."""
-        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
-
-
-class Table(NamedTuple):
-    """One metric of all methods on all tasks.
-
-    Attributes:
-        metric: Which.
-        tasks: Columns.
-        titles: Of the rows, by method.
-        entries: By method and task; nothing where a method was not measured, or the figure does not exist.
-    """
-
-    metric: Metric
-    tasks: list[str]
-    titles: dict[str, str]
-    entries: dict[tuple[str, str], Entry]
-
-
-def table(lines: Iterable[Line], metric: Metric) -> Table:
-    """Collect one metric.
+def metric_grid(lines: Iterable[Line], metric: Metric) -> Grid:
+    """Collect one metric of all methods on all tasks.
 
     The best of a column is in bold, and with it every method whose mean difference from it, paired by seed, is at most
-    one standard error of that difference. The deliberate error is never marked.
+    one standard error of that difference. Deliberate errors are never marked.
 
     Args:
         lines: Of results.jsonl.
         metric: Which.
 
     Returns:
-        The table.
+        The table; a cell is empty where a method was not measured.
     """
     chosen = at_the_end(lines)
-    tasks = list(dict.fromkeys(line["task"] for line in chosen))
-    titles = {line["method"]: line["title"] for line in chosen}
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    for line in chosen:
-        value = line["figures"][metric.name]
-        if value is not None:
-            values.setdefault((line["method"], line["task"]), {})[line["seed"]] = value
-    marked = set()
-    for task in tasks:
-        marked |= {(method, task) for method in best({m: v for (m, t), v in values.items() if t == task}, metric)}
-    return Table(metric, tasks, titles, {key: Entry(found, key in marked) for key, found in values.items()})
+    values = _by_seed(chosen, lambda line: line["figures"][metric.name])
+    return _grid(metric.title, chosen, list(dict.fromkeys(line["task"] for line in chosen)), values, metric)
 
 
-def best(column: dict[str, dict[int, float]], metric: Metric, never: Sequence[str] = ("softmax_twice",)) -> set[str]:
-    """Choose the best method of a column, and those tied with it.
+def outside_grids(lines: Iterable[Line]) -> list[Grid]:
+    """Collect how well other data are told from the tasks': AUROC, and FPR at 95 % acceptance, by three scores.
 
     Args:
-        column: Figures by method and seed.
-        metric: What is compared.
-        never: Methods that are no rivals.
+        lines: Of results.jsonl.
 
     Returns:
-        Their names; of methods with all seeds of the column.
+        One table per task, rate and score; none where there are no other data.
     """
-    seeds = set().union(*(set(found) for found in column.values())) if column else set()
-    rivals = {name: found for name, found in column.items() if name not in never and set(found) == seeds}
-    if not rivals:
-        return set()
-    sign = -1.0 if metric.more_is_better else 1.0
-    first = min(rivals, key=lambda name: sign * statistics.fmean(rivals[name].values()))
-    return {name for name, found in rivals.items() if _tied(found, rivals[first], seeds)}
+    found = []
+    chosen = [line for line in at_the_end(lines) if line["ood"]]
+    for task in dict.fromkeys(line["task"] for line in chosen):
+        of_task = [line for line in chosen if line["task"] == task]
+        sets = list(dict.fromkeys(name for line in of_task for name in line["ood"]))
+        for metric in _DETECTION:
+            for score, shown in SCORES.items():
+                values: dict[tuple[str, str], dict[int, float]] = {}
+                for name in sets:
+                    for line in of_task:
+                        rates = line["ood"][name]["detection"].get(score)
+                        if rates is not None:
+                            values.setdefault((line["method"], name), {})[line["seed"]] = rates[metric.name]
+                title = f"{metric.name.upper()} of telling other data from {task}, by {shown}"
+                found.append(_grid(title, of_task, sets, values, metric))
+    return found
 
 
-def _tied(one: dict[int, float], other: dict[int, float], seeds: set[int]) -> bool:
-    gaps = [one[seed] - other[seed] for seed in sorted(seeds)]
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    return abs(statistics.fmean(gaps)) <= error or not any(gaps)
-
-
-def markdown(found: Table) -> str:
-    """Write a table for Markdown.
+def shifted_grids(lines: Iterable[Line]) -> list[Grid]:
+    """Collect the metrics on other data whose labels fit the task: the paper's tables out of distribution.
 
     Args:
-        found: The table.
+        lines: Of results.jsonl.
 
     Returns:
-        Its lines.
+        One table per task and metric.
     """
-    rows = [["method", *found.tasks]]
-    rows += [[title, *_cells(found, method, _markdown)] for method, title in found.titles.items()]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
+    found = []
+    chosen = [line for line in at_the_end(lines) if any("figures" in other for other in line["ood"].values())]
+    for task in dict.fromkeys(line["task"] for line in chosen):
+        of_task = [line for line in chosen if line["task"] == task]
+        sets = list(
+            dict.fromkeys(name for line in of_task for name, other in line["ood"].items() if "figures" in other)
+        )
+        for metric in METRICS[:3]:
+            values = {(line["method"], name): {} for line in of_task for name in sets}  # type: dict[tuple[str, str], dict[int, float]]
+            for line in of_task:
+                for name in sets:
+                    value = line["ood"][name].get("figures", {}).get(metric.name)
+                    if value is not None:
+                        values[line["method"], name][line["seed"]] = value
+            kept = {key: by_seed for key, by_seed in values.items() if by_seed}
+            found.append(_grid(f"{metric.title} of adapters trained on {task}", of_task, sets, kept, metric))
+    return found
 
 
-def latex(found: Table) -> str:
-    """Write a table for LaTeX, with the rules of the package booktabs.
+def cost_grid(lines: Iterable[Line]) -> Grid:
+    """Collect what methods cost, mean over tasks and seeds.
 
     Args:
-        found: The table.
+        lines: Of results.jsonl.
 
     Returns:
-        A ``tabular``.
+        Seconds per row (of training rows for training, fit and tuning; of test rows for prediction), the same in
+        forward passes of one row, all stages together, memory and bytes.
     """
-    head = " & ".join(["Method", *(_escaped(task) for task in found.tasks)])
-    rows = [
-        " & ".join([_escaped(title), *_cells(found, method, _latex)]) + r" \\" for method, title in found.titles.items()
-    ]
-    begin = r"\begin{tabular}{l" + "c" * len(found.tasks) + "}"
-    return "\n".join([begin, r"\toprule", head + r" \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"])
+    chosen = at_the_end(lines)
+    columns = ["method"]
+    columns += [f"{stage}, s per row" for stage in _STAGES] + [f"{stage}, forward passes per row" for stage in _STAGES]
+    columns += ["all, forward passes", "peak memory, MiB", "stored, MiB"]
+    rows = []
+    for method, title in _titles(chosen).items():
+        of_method = [line for line in chosen if line["method"] == method]
+        cells = [Cell(_short(_mean(per_row(line, stage, "seconds") for line in of_method))) for stage in _STAGES]
+        cells += [
+            Cell(_short(_mean(per_row(line, stage, "forward_passes") for line in of_method))) for stage in _STAGES
+        ]
+        cells.append(Cell(_short(_mean(sum(line[COSTS]["forward_passes"].values()) for line in of_method))))
+        cells.append(Cell(_short(_mean(line[COSTS]["peak_memory_bytes"] / _MIB for line in of_method))))
+        cells.append(Cell(_short(_mean(line["stored_bytes"] / _MIB for line in of_method))))
+        rows.append((title, cells))
+    return Grid("What methods cost", columns, rows)
+
+
+_STAGES = ("train", "fit", "tune", "predict")
+
+
+def per_row(line: Line, stage: str, unit: str) -> float:
+    """Return what a stage took per row.
+
+    Args:
+        line: Of results.jsonl.
+        stage: ``train``, ``fit``, ``tune`` or ``predict``.
+        unit: ``seconds`` or ``forward_passes``.
+
+    Returns:
+        Per test row for prediction, per training row for the rest.
+    """
+    spent: float = line[COSTS][unit].get(stage, 0.0)
+    return spent / line["rows"]["test" if stage == "predict" else "train"]
 
 
 def summary(lines: Sequence[Line]) -> str:
@@ -170,32 +177,77 @@ def summary(lines: Sequence[Line]) -> str:
     Returns:
         Three tables.
     """
-    return "\n\n".join(f"{metric.title}\n\n{markdown(table(lines, metric))}" for metric in METRICS[:3])
+    return "\n\n".join(f"{metric.title}\n\n{markdown(metric_grid(lines, metric))}" for metric in METRICS[:3])
 
 
-def _cells(found: Table, method: str, write: Callable[[Metric, Entry], str]) -> list[str]:
-    entries = [found.entries.get((method, task)) for task in found.tasks]
-    return ["" if entry is None else write(found.metric, entry) for entry in entries]
+def best(column: Mapping[str, Mapping[int, float]], metric: Metric) -> set[str]:
+    """Choose the best method of a column, and those tied with it.
+
+    Args:
+        column: Figures by method and seed.
+        metric: What is compared.
+
+    Returns:
+        Their names; of methods that have all seeds of the column.
+    """
+    seeds = {seed for found in column.values() for seed in found}
+    rivals = {name: found for name, found in column.items() if name not in ERRORS and set(found) == seeds}
+    if not rivals:
+        return set()
+    sign = -1.0 if metric.more_is_better else 1.0
+    first = min(rivals, key=lambda name: sign * statistics.fmean(rivals[name].values()))
+    return {name for name, found in rivals.items() if _tied(found, rivals[first])}
 
 
-def _numbers(metric: Metric, entry: Entry) -> tuple[str, str]:
-    mean = f"{metric.scale * entry.mean:.{metric.digits}f}"
-    return mean, "" if entry.deviation is None else f"{metric.scale * entry.deviation:.{metric.digits}f}"
+def _tied(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    gaps = [one[seed] - other[seed] for seed in sorted(one)]
+    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    return abs(statistics.fmean(gaps)) <= error
 
 
-def _markdown(metric: Metric, entry: Entry) -> str:
-    mean, deviation = _numbers(metric, entry)
-    text = mean if not deviation else f"{mean} ± {deviation}"
-    return f"**{text}**" if entry.best else text
+def _by_seed(lines: Iterable[Line], figure: Callable[[Line], float | None]) -> dict[tuple[str, str], dict[int, float]]:
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for line in lines:
+        value = figure(line)
+        if value is not None:
+            values.setdefault((line["method"], line["task"]), {})[line["seed"]] = value
+    return values
 
 
-def _latex(metric: Metric, entry: Entry) -> str:
-    mean, deviation = _numbers(metric, entry)
-    shown = rf"\mathbf{{{mean}}}" if entry.best else mean
-    return f"${shown}$" if not deviation else rf"${shown}_{{\pm {deviation}}}$"
+def _grid(
+    title: str,
+    lines: Sequence[Line],
+    columns: Sequence[str],
+    values: Mapping[tuple[str, str], Mapping[int, float]],
+    metric: Metric,
+) -> Grid:
+    marked = set()
+    for column in columns:
+        marked |= {(m, column) for m in best({m: v for (m, c), v in values.items() if c == column}, metric)}
+    rows = []
+    for method, name in _titles(lines).items():
+        cells = []
+        for column in columns:
+            found = values.get((method, column))
+            cells.append(Cell() if found is None else _cell(found, (method, column) in marked, metric))
+        if any(cell.mean for cell in cells):
+            rows.append((name, cells))
+    return Grid(title, ["method", *columns], rows)
 
 
-def _escaped(text: str) -> str:
-    for plain, written in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, written)
-    return text
+def _cell(values: Mapping[int, float], marked: bool, metric: Metric) -> Cell:
+    deviation = metric.written(statistics.stdev(values.values())) if len(values) > 1 else ""
+    return Cell(metric.written(statistics.fmean(values.values())), deviation, marked)
+
+
+def _titles(lines: Iterable[Line]) -> dict[str, str]:
+    return {line["method"]: line["title"] for line in lines}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _short(value: float) -> str:
+    """Write three digits that count."""
+    return "0" if value == 0.0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"

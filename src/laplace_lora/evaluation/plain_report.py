@@ -57,7 +57,7 @@ def plain_report(
     where = "" if data is None else f"{escape(data.title)}: "
     own = f'<p class="note">{OWN_SPLIT_NOTE}.</p>' if data is not None and data.own_split else ""
     drawing = _drawing(curves, caption, axes) if curves else ""
-    return f"""{_head(title)}
+    return f"""{page_head(title)}
 <main>
 <p class="kicker">{escape(subtitle)}</p>
 <h1>{escape(title)}</h1>
@@ -75,7 +75,7 @@ def plain_report(
 """
 
 
-def _head(title: str) -> str:
+def page_head(title: str) -> str:
     """Return the other report's head, which holds its styles."""
     template = resources.files(__package__).joinpath("report_template.html").read_text(encoding="utf-8")
     end = template.index("<body")

@@ -1,0 +1,69 @@
+"""Figures against training steps, as the paper's figures have them: over-confidence as it grows."""
+
+import statistics
+from collections.abc import Sequence
+from html import escape
+
+from laplace_lora.bench.tables import METRICS, Line, Metric
+from laplace_lora.evaluation.svg import Frame, round_ticks
+
+
+def along_figures(lines: Sequence[Line]) -> str:
+    """Draw accuracy, ECE and NLL of the methods that were asked at every checkpoint, mean over seeds.
+
+    Args:
+        lines: Of results.jsonl.
+
+    Returns:
+        HTML; nothing where only the last checkpoint was asked.
+    """
+    tasks = list(dict.fromkeys(line["task"] for line in lines if line["step"] is not None))
+    if not tasks:
+        return ""
+    parts = ["<h2>Along the training</h2>"]
+    for task in tasks:
+        figures = "".join(_figure(task, [line for line in lines if line["task"] == task], m) for m in METRICS[:3])
+        parts.append(f'<h3>{escape(task)}</h3><div class="figures">{figures}</div>')
+    return "\n".join(parts)
+
+
+def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[float, float]]]:
+    """Collect one metric against the share of a training's steps.
+
+    Args:
+        lines: Of one task.
+        metric: Which.
+
+    Returns:
+        By title of the method: share and mean over seeds, in order.
+    """
+    asked = {line["method"] for line in lines if line["step"] is not None}
+    total = max(line["total_steps"] for line in lines)
+    found: dict[str, dict[float, list[float]]] = {}
+    for line in lines:
+        value = line["figures"][metric.name]
+        if line["method"] in asked and value is not None:
+            step = total if line["step"] is None else line["step"]
+            found.setdefault(line["title"], {}).setdefault(step / total, []).append(value)
+    return {
+        title: sorted((share, statistics.fmean(values)) for share, values in points.items())
+        for title, points in found.items()
+    }
+
+
+def _figure(task: str, lines: Sequence[Line], metric: Metric) -> str:
+    curves = along(lines, metric)
+    highest = max(value for points in curves.values() for _, value in points)
+    ticks = round_ticks(highest if highest > 0.0 else 0.01)
+    frame = Frame(0.0, ticks[-1])
+    label = escape(f"{metric.title} on {task} against the share of training steps", quote=True)
+    shapes = [frame.open("chart", label), *frame.axes("share of training steps", metric.title, ticks)]
+    keys = []
+    for index, (title, points) in enumerate(curves.items()):
+        places = [f"{frame.x(share):.1f},{frame.y(value):.1f}" for share, value in points]
+        shapes.append(f'<polyline class="curve c{index % 8}" points="{" ".join(places)}"/>')
+        keys.append(f'<span class="key"><i class="c{index % 8}"></i>{escape(title)}</span>')
+    return (
+        f'<figure><figcaption>{escape(metric.title)}</figcaption><div class="legend">{"".join(keys)}</div>'
+        f"{''.join(shapes)}</svg></figure>"
+    )

@@ -1,0 +1,120 @@
+"""report.html of a benchmark: tables, reliability, risk and coverage, figures along the training, and costs."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laplace_lora.bench.along import along_figures
+from laplace_lora.bench.grids import html
+from laplace_lora.bench.lines import at_the_end
+from laplace_lora.bench.tables import ERRORS, METRICS, Line, cost_grid, metric_grid, outside_grids, shifted_grids
+from laplace_lora.evaluation import OUTPUTS_FILE, Probabilities, load_outputs, metrics, selective
+from laplace_lora.evaluation.metrics import IntArray
+from laplace_lora.evaluation.plain_report import page_head
+from laplace_lora.evaluation.svg import lowest_shown, reliability_svg
+from laplace_lora.evaluation.svg_curves import risk_coverage_svg
+
+#: Colours of the page's style.
+COLOURS = 8
+Pooled = tuple[Probabilities, IntArray]
+
+
+def render(lines: Sequence[Line], results: Path, about: Mapping[str, Any]) -> str:
+    """Write the page.
+
+    Args:
+        lines: Of results.jsonl.
+        results: Folder of the cache's results, which have the probabilities.
+        about: Names and values that close the page.
+
+    Returns:
+        A whole HTML document.
+    """
+    last = at_the_end(lines)
+    bases = ", ".join(dict.fromkeys(Path(line["base"]).name for line in last))
+    title = f"Methods on {bases}"
+    own = [line["task"] for line in last if line["own_split"]]
+    note = (
+        f"Rows of {', '.join(dict.fromkeys(own))} are no published split: these figures belong beside no published "
+        "ones."
+        if own
+        else ""
+    )
+    tables = "\n".join(_section(metric_grid(last, metric)) for metric in METRICS)
+    drawings = "\n".join(_drawings(task, last, results) for task in dict.fromkeys(line["task"] for line in last))
+    other = [*shifted_grids(last), *outside_grids(last)]
+    closing = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in about.items())
+    return f"""{page_head(title)}
+<main>
+<p class="kicker">laplace-lora bench</p>
+<h1>{escape(title)}</h1>
+<p class="note">{escape(note)} Mean and standard deviation over seeds; the best of a column is bold, and with it every
+method whose difference from it, paired by seed, is at most one standard error.</p>
+{tables}
+<h2>Does it know how sure it may be?</h2>
+<p class="note">Predictions of all seeds, sorted by confidence. A calibrated method is right as often as it says: its
+dots lie on the dashed line, or mostly within the grey boxes, where 95 % of perfectly calibrated models would land.</p>
+{drawings}
+{along_figures(lines)}
+<h2>Other data</h2>
+{"".join(_section(grid) for grid in other) if other else "<p class='note'>None were given.</p>"}
+<h2>What it costs</h2>
+<p class="note">Training, fit and tuning per training row, prediction per test row; a forward pass is that of one row,
+timed in the same process just before. Memory is what a method's fit and predictions took beyond what was there.</p>
+{html(cost_grid(last))}
+<h2>How it was made</h2>
+<div class="scroll"><table class="details"><tbody>{closing}</tbody></table></div>
+</main>
+</body>
+</html>
+"""
+
+
+def _section(grid: Any) -> str:
+    return f"<h3>{escape(grid.title)}</h3>\n{html(grid)}"
+
+
+def _drawings(task: str, lines: Sequence[Line], results: Path) -> str:
+    """Draw every method's reliability on a task, and the curves of risk and coverage of some of them."""
+    of_task = [line for line in lines if line["task"] == task]
+    pooled = {
+        line["method"]: _pooled([other for other in of_task if other["method"] == line["method"]], results)
+        for line in of_task
+    }
+    titles = {line["method"]: line["title"] for line in of_task}
+    figures = "\n".join(_reliability(titles[name], value, i) for i, (name, value) in enumerate(pooled.items()))
+    # More lines than colours tell nobody anything: variants of one method are left to the tables.
+    drawn = [name for name in pooled if name not in ERRORS and not name.startswith("laplace_")][:COLOURS]
+    curves = {titles[name]: selective.risk_coverage(pooled[name][0].values, pooled[name][1]) for name in drawn}
+    classes = {titles[name]: f"c{index}" for index, name in enumerate(drawn)}
+    keys = "".join(f'<span class="key"><i class="{css}"></i>{escape(name)}</span>' for name, css in classes.items())
+    picture = risk_coverage_svg(curves, classes, escape(f"Risk-coverage curves on {task}", quote=True))
+    return (
+        f'<h3>{escape(task)}</h3>\n<div class="figures">{figures}</div>\n'
+        f'<figure class="wide"><div class="legend">{keys}</div>{picture}</figure>'
+    )
+
+
+def _pooled(lines: Sequence[Line], results: Path) -> Pooled:
+    """Put the predictions of all seeds one below the other."""
+    found = [load_outputs(results / line["key"] / OUTPUTS_FILE).data for line in lines]
+    name = lines[0]["method"]
+    widest = max(outputs.probabilities[name].values.shape[1] for outputs in found)
+    values = np.concatenate([outputs.probabilities[name].widened(widest).values for outputs in found])
+    return Probabilities(values), np.concatenate([outputs.labels for outputs in found if outputs.labels is not None])
+
+
+def _reliability(title: str, pooled: Pooled, index: int) -> str:
+    values, labels = pooled
+    summary = f"ECE {metrics.ece(values, labels):.3f}, floor {metrics.ece_floor(values):.3f}"
+    picture = reliability_svg(
+        metrics.reliability(values, labels),
+        metrics.calibrated_band(values),
+        escape(f"Reliability diagram of {title}: {summary}.", quote=True),
+        f"c{index % COLOURS}",
+        lowest_shown(values.values.shape[1]),
+    )
+    return f"<figure><figcaption><b>{escape(title)}</b><span>{summary}, all seeds</span></figcaption>{picture}</figure>"
