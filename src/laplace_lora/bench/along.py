@@ -35,7 +35,7 @@ def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[float, 
         metric: Which.
 
     Returns:
-        By title of the method: share and mean over seeds, in order.
+        By title of the method: share and mean over seeds, in the metric's scale and in order.
     """
     asked = {line["method"] for line in lines if line["step"] is not None}
     total = max(line["total_steps"] for line in lines)
@@ -44,7 +44,7 @@ def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[float, 
         value = line["figures"][metric.name]
         if line["method"] in asked and value is not None:
             step = total if line["step"] is None else line["step"]
-            found.setdefault(line["title"], {}).setdefault(step / total, []).append(value)
+            found.setdefault(line["title"], {}).setdefault(step / total, []).append(metric.scale * value)
     return {
         title: sorted((share, statistics.fmean(values)) for share, values in points.items())
         for title, points in found.items()

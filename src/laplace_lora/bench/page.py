@@ -85,11 +85,14 @@ def _drawings(task: str, lines: Sequence[Line], results: Path) -> str:
         for line in of_task
     }
     titles = {line["method"]: line["title"] for line in of_task}
-    figures = "\n".join(_reliability(titles[name], value, i) for i, (name, value) in enumerate(pooled.items()))
     # More lines than colours tell nobody anything: variants of one method are left to the tables.
-    drawn = [name for name in pooled if name not in ERRORS and not name.startswith("laplace_")][:COLOURS]
+    drawn = [name for name in pooled if name not in ERRORS and not name.startswith("laplace_")][: COLOURS - 1]
     curves = {titles[name]: selective.risk_coverage(pooled[name][0].values, pooled[name][1]) for name in drawn}
     classes = {titles[name]: f"c{index}" for index, name in enumerate(drawn)}
+    figures = "\n".join(
+        _reliability(titles[name], value, classes.get(titles[name], f"c{COLOURS - 1}"))
+        for name, value in pooled.items()
+    )
     keys = "".join(f'<span class="key"><i class="{css}"></i>{escape(name)}</span>' for name, css in classes.items())
     picture = risk_coverage_svg(curves, classes, escape(f"Risk-coverage curves on {task}", quote=True))
     return (
@@ -107,14 +110,14 @@ def _pooled(lines: Sequence[Line], results: Path) -> Pooled:
     return Probabilities(values), np.concatenate([outputs.labels for outputs in found if outputs.labels is not None])
 
 
-def _reliability(title: str, pooled: Pooled, index: int) -> str:
+def _reliability(title: str, pooled: Pooled, css_class: str) -> str:
     values, labels = pooled
     summary = f"ECE {metrics.ece(values, labels):.3f}, floor {metrics.ece_floor(values):.3f}"
     picture = reliability_svg(
         metrics.reliability(values, labels),
         metrics.calibrated_band(values),
         escape(f"Reliability diagram of {title}: {summary}.", quote=True),
-        f"c{index % COLOURS}",
+        css_class,
         lowest_shown(values.values.shape[1]),
     )
     return f"<figure><figcaption><b>{escape(title)}</b><span>{summary}, all seeds</span></figcaption>{picture}</figure>"

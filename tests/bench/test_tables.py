@@ -1,0 +1,148 @@
+"""Tables of a benchmark, held against NumPy and against what was written out by hand."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from laplace_lora.bench.along import along
+from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
+from laplace_lora.bench.lines import cost_of
+from laplace_lora.bench.tables import METRICS, best, cost_grid, metric_grid, outside_grids, per_row, shifted_grids
+
+ACCURACY, ECE, NLL = METRICS[:3]
+
+
+def line(method: str, task: str = "sst2", seed: int = 0, **figures: float) -> dict[str, Any]:
+    known = {metric.name: 0.5 for metric in METRICS} | figures
+    return {
+        "task": task,
+        "seed": seed,
+        "checkpoint": "last",
+        "step": None,
+        "total_steps": 8,
+        "method": method,
+        "title": method.upper(),
+        "figures": known,
+        "ood": {},
+        "rows": {"train": 10, "test": 4},
+        "stored_bytes": 2**20,
+        "cost": {
+            "seconds": {"train": 5.0, "fit": 1.0, "tune": 0.0, "predict": 2.0},
+            "forward_passes": {"train": 50.0, "fit": 10.0, "tune": 0.0, "predict": 20.0},
+            "peak_memory_bytes": 3 * 2**20,
+        },
+    }
+
+
+def test_mean_and_standard_deviation() -> None:
+    values = [0.31, 0.42, 0.56]
+    lines = [line("map", seed=seed, nll=value) for seed, value in enumerate(values)]
+    grid = metric_grid(lines, NLL)
+    assert grid.rows == [("MAP", [Cell(f"{np.mean(values):.3f}", f"{np.std(values, ddof=1):.3f}", True)])]
+    assert metric_grid(lines[:1], NLL).rows[0][1] == [Cell("0.310", "", True)]
+    percent = metric_grid([line("map", accuracy=0.875)], ACCURACY)
+    assert percent.rows[0][1][0].mean == "87.5"
+
+
+@pytest.mark.parametrize("more_is_better", [True, False])
+def test_ties_by_the_standard_error_of_paired_differences(more_is_better: bool) -> None:
+    generator = np.random.default_rng(0)
+    metric = ACCURACY if more_is_better else NLL
+    for _ in range(200):
+        table = generator.normal(size=(4, 3)) + 0.4 * generator.normal(size=(4, 1))
+        column = {str(m): dict(enumerate(row)) for m, row in enumerate(table)}
+        means = table.mean(axis=1)
+        first = table[means.argmax() if more_is_better else means.argmin()]
+        expected = set()
+        for m, row in enumerate(table):
+            gap = row - first
+            if abs(gap.mean()) <= gap.std(ddof=1) / math.sqrt(3):
+                expected.add(str(m))
+        assert best(column, metric) == expected
+
+
+def test_one_seed_has_one_best_unless_equal() -> None:
+    assert best({"a": {0: 1.0}, "b": {0: 2.0}, "c": {0: 1.0}}, NLL) == {"a", "c"}
+    assert best({"a": {0: 1.0}, "b": {0: 2.0}}, ACCURACY) == {"b"}
+
+
+def test_errors_and_unfinished_methods_are_never_best() -> None:
+    column = {"softmax_twice": {0: 0.1, 1: 0.1}, "map": {0: 0.5, 1: 0.6}, "half": {0: 0.2}}
+    assert best(column, NLL) == {"map"}
+    assert best({"softmax_twice": {0: 0.1}}, NLL) == set()
+    assert best({}, NLL) == set()
+
+
+def test_what_was_not_measured_is_empty() -> None:
+    lines = [line("map"), line("map", "rte"), line("swag", "rte")]
+    lines[2]["figures"]["auroc"] = None
+    assert metric_grid(lines, NLL).rows[1] == ("SWAG", [Cell(), Cell("0.500", "", True)])
+    assert [name for name, _ in metric_grid(lines, METRICS[4]).rows] == ["MAP"]
+
+
+def test_checkpoints_are_left_to_the_curves() -> None:
+    early = line("map", nll=9.0) | {"checkpoint": "checkpoint-2", "step": 2}
+    lines = [early, line("map", nll=1.0), line("map", seed=1, nll=2.0), line("llla")]
+    assert metric_grid(lines, NLL).rows[0][1][0].mean == "1.500"
+    assert along(lines, NLL) == {"MAP": [(0.25, 9.0), (1.0, 1.5)]}
+    assert along([early, line("map", accuracy=0.25)], ACCURACY)["MAP"][-1] == (1.0, 25.0)
+
+
+def test_other_data() -> None:
+    rates = {"confidence": {"auroc": 0.75, "fpr95": 0.5}, "entropy": {"auroc": 0.7, "fpr95": 0.6}}
+    told = line("map") | {"ood": {"rte": {"detection": rates, "figures": {"accuracy": 0.5, "ece": 0.1, "nll": 0.7}}}}
+    known = {**rates, "mutual_information": {"auroc": 0.9, "fpr95": 0.1}}
+    more = line("laplace") | {"ood": {"rte": {"detection": known}}}
+    grids = {grid.title: grid for grid in outside_grids([told, more])}
+    by_entropy = grids["AUROC of telling other data from sst2, by entropy"]
+    assert by_entropy.rows == [("MAP", [Cell("0.700", "", True)]), ("LAPLACE", [Cell("0.700", "", True)])]
+    by_information = grids["FPR95 of telling other data from sst2, by mutual information"]
+    assert by_information.rows == [("LAPLACE", [Cell("0.100", "", True)])]
+    assert len(grids) == 6
+    shifted = shifted_grids([told, more])
+    assert [grid.title for grid in shifted] == [f"{metric.title} of adapters trained on sst2" for metric in METRICS[:3]]
+    assert shifted[0].rows == [("MAP", [Cell("50.0", "", True)])]
+    assert outside_grids([line("map")]) == shifted_grids([line("map")]) == []
+
+
+def test_costs() -> None:
+    entry = {
+        "seconds": {"train": 10.0, "fit": 1.0, "tune": 0.5, "predict": 2.0},
+        "forward_seconds_per_row": 0.05,
+        "rows": {"train": 20, "test": 8},
+        "peak_memory_bytes": 7,
+    }
+    found = cost_of(entry)
+    assert found["forward_passes"] == {"train": 200.0, "fit": 20.0, "tune": 10.0, "predict": 40.0}
+    assert found["predict_per_row"] == 5.0
+    assert per_row(line("map"), "train", "seconds") == 0.5
+    assert per_row(line("map"), "predict", "forward_passes") == 5.0
+    grid = cost_grid([line("map"), line("map", "rte")])
+    assert [cell.mean for cell in grid.rows[0][1]] == ["0.5", "0.1", "0", "0.5", "5", "1", "0", "5", "80", "3", "1"]
+    assert len(grid.columns) == 1 + len(grid.rows[0][1])
+
+
+GRID = Grid("A & B", ["method", "a_b", "c"], [("M, 5 %", [Cell("1.0", "0.2", True), Cell()])])
+
+
+def test_markdown() -> None:
+    assert markdown(GRID) == "| method | a_b | c |\n| --- | --- | --- |\n| M, 5 % | **1.0 ± 0.2** |  |"
+
+
+def test_latex() -> None:
+    written = latex(GRID)
+    assert r"\begin{tabular}{lcc}" in written
+    assert r"\caption{A \& B}" in written
+    assert r"method & a\_b & c \\" in written
+    assert r"M, 5 \% & $\mathbf{1.0}_{\pm 0.2}$ &  \\" in written
+    assert all(
+        written.count(rf"\begin{{{name}}}") == written.count(rf"\end{{{name}}}") == 1 for name in ("table", "tabular")
+    )
+
+
+def test_html() -> None:
+    written = html(Grid("t", ["method", "<x>"], [("<b>", [Cell("1.0", "0.2", True)])]))
+    assert "&lt;x&gt;" in written
+    assert "<td>&lt;b&gt;</td><td><b>1.0</b> <small>± 0.2</small></td>" in written
