@@ -43,6 +43,11 @@ class Retraining:
     collator: Callable[[Any], dict[str, Tensor]] | None = None
     progress: bool = True
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the training that is done again."""
+        return self.settings.learning_rate
+
     def __call__(
         self,
         *,

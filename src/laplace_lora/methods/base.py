@@ -98,6 +98,11 @@ class Stopwatch:
 class Retrain(Protocol):
     """Trains the subject's model by the settings of its own training; the model is left as it was found."""
 
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of the adapter's own training."""
+        ...
+
     def __call__(
         self,
         *,
@@ -189,7 +194,6 @@ class Method(abc.ABC):
         name: What tables and the command line call it.
         title: What people call it.
         needs_held_out: Whether it wants labelled rows that the adapter was not trained on.
-        needs_others: Adapters of other seeds that it wants.
         trains: Whether it trains an adapter of its own.
         uses_adapter: Whether it rests on the trained adapter, whose training then is a part of its cost.
         along_training: Whether it is worth asking at every checkpoint of a training.
@@ -198,10 +202,14 @@ class Method(abc.ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     needs_held_out: ClassVar[bool] = False
-    needs_others: ClassVar[int] = 0
     trains: ClassVar[bool] = False
     uses_adapter: ClassVar[bool] = True
     along_training: ClassVar[bool] = False
+
+    @property
+    def needs_others(self) -> int:
+        """Adapters of other seeds that it wants; by its settings."""
+        return 0
 
     @abc.abstractmethod
     def fit(self, subject: Subject) -> Fitted:
