@@ -1,6 +1,7 @@
 """All methods by name: a new one is a file of its own and a line here."""
 
 from laplace_lora.methods.base import Method
+from laplace_lora.methods.ensembles import CheckpointEnsemble, DeepEnsemble
 from laplace_lora.methods.laplace import (
     Laplace,
     LaplaceEvidence,
@@ -10,6 +11,8 @@ from laplace_lora.methods.laplace import (
     LastLayerLaplace,
     SoftmaxTwice,
 )
+from laplace_lora.methods.mc_dropout import McDropout
+from laplace_lora.methods.swag import Swag
 from laplace_lora.methods.temperature import Temperature
 from laplace_lora.methods.trained import Map
 
@@ -19,6 +22,9 @@ METHODS: dict[str, Method] = {
     for method in (
         Map(),
         Temperature(),
+        McDropout(),
+        CheckpointEnsemble(),
+        DeepEnsemble(),
         LastLayerLaplace(),
         Laplace(),
         LaplaceEvidence(),
@@ -26,6 +32,7 @@ METHODS: dict[str, Method] = {
         LaplaceValidation(),
         LaplaceOfficial(),
         SoftmaxTwice(),
+        Swag(),
     )
 }
 
