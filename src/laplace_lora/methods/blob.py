@@ -28,6 +28,7 @@ from laplace_lora.methods.variational import ROOT, draw, train
 @dataclasses.dataclass(frozen=True)
 class _Variational(Method):
     trains: ClassVar[bool] = True
+    uses_adapter: ClassVar[bool] = False
 
     epsilon: float = 0.05
     beta: float = 0.2

@@ -1,6 +1,7 @@
 """All methods by name: a new one is a file of its own and a line here."""
 
 from laplace_lora.methods.base import Method
+from laplace_lora.methods.blob import Blob, BlobMean
 from laplace_lora.methods.ensembles import CheckpointEnsemble, DeepEnsemble
 from laplace_lora.methods.laplace import (
     Laplace,
@@ -14,6 +15,7 @@ from laplace_lora.methods.laplace import (
 from laplace_lora.methods.mc_dropout import McDropout
 from laplace_lora.methods.swag import Swag
 from laplace_lora.methods.temperature import Temperature
+from laplace_lora.methods.tfb import Tfb
 from laplace_lora.methods.trained import Map
 
 #: In the order of the paper's tables.
@@ -33,6 +35,9 @@ METHODS: dict[str, Method] = {
         LaplaceOfficial(),
         SoftmaxTwice(),
         Swag(),
+        BlobMean(),
+        Blob(),
+        Tfb(),
     )
 }
 
