@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from laplace_lora.bench.along import along
+from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
 from laplace_lora.bench.lines import cost_of
 from laplace_lora.bench.tables import METRICS, best, cost_grid, metric_grid, outside_grids, per_row, shifted_grids
@@ -108,15 +109,17 @@ def test_other_data() -> None:
 
 
 def test_costs() -> None:
-    entry = {
-        "seconds": {"train": 10.0, "fit": 1.0, "tune": 0.5, "predict": 2.0},
-        "forward_seconds_per_row": 0.05,
-        "rows": {"train": 20, "test": 8},
-        "peak_memory_bytes": 7,
-    }
+    spent = Spent(0.05)
+    spent.stopwatch.add("fit", 1.0)
+    spent.stopwatch.add("predict", 2.0)
+    spent.stopwatch.add("train", 0.5)
+    spent.add_training(10.0, 0.1)
+    spent.add_training(6.0, 0.02)
+    entry = spent.to_dict() | {"rows": {"train": 20, "test": 8}, "peak_memory_bytes": 7, "machine": {}}
     found = cost_of(entry)
-    assert found["forward_passes"] == {"train": 200.0, "fit": 20.0, "tune": 10.0, "predict": 40.0}
-    assert found["predict_per_row"] == 5.0
+    assert found["seconds"] == {"train": 16.5, "fit": 1.0, "tune": 0.0, "predict": 2.0}
+    assert found["forward_passes"] == pytest.approx({"train": 410.0, "fit": 20.0, "tune": 0.0, "predict": 40.0})
+    assert found["predict_per_row"] == pytest.approx(5.0)
     assert per_row(line("map"), "train", "seconds") == 0.5
     assert per_row(line("map"), "predict", "forward_passes") == 5.0
     grid = cost_grid([line("map"), line("map", "rte")])

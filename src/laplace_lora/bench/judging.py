@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from laplace_lora.adapters import moved_to
+from laplace_lora.bench.costs import References, Spent, forward_seconds
 from laplace_lora.bench.keys import rows_digest, versions
 from laplace_lora.bench.machine import machine
 from laplace_lora.bench.meters import Memory
@@ -22,8 +22,7 @@ from laplace_lora.bench.trainings import MOST, Training, Trainings
 from laplace_lora.commands.methods import as_wide
 from laplace_lora.evaluation import OUTPUTS_FILE, Outputs, ood_scores, save_outputs, score
 from laplace_lora.evaluation.outputs import FloatArray
-from laplace_lora.methods.base import Answers, Method, State, Stopwatch, Subject
-from laplace_lora.methods.forward import class_logits
+from laplace_lora.methods.base import Answers, Method, State, Subject
 
 #: The checkpoint that stands for the end of a training.
 LAST = "last"
@@ -73,6 +72,7 @@ class Judge:
             trainings: Has the adapters.
         """
         self._config, self._store, self._trainings = config, store, trainings
+        self._references = References(config, store, trainings)
 
     def document(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's result depends on.
@@ -143,11 +143,9 @@ class Judge:
 
     def _measured(self, cell: Cell, opened: OpenedTraining, staged: Path) -> dict[str, Any]:
         """Return what is to be known of a result; write what the method answered."""
-        stopwatch, memory = Stopwatch(), Memory()
-        subject = self._subject(cell, opened, stopwatch)
+        spent, memory, test = Spent(forward_seconds(opened, opened.test.batches)), Memory(), opened.test
+        subject, stopwatch = self._subject(cell, opened, spent), spent.stopwatch
         device = next(subject.model.parameters()).device
-        test = opened.test
-        forward = _seconds(lambda: class_logits(subject.model, subject.readout, test.batches)) / len(test.file)
         with memory.watched(device):
             fitted = cell.method.fit(subject)
             start = time.perf_counter()
@@ -170,11 +168,10 @@ class Judge:
             "found": fitted.found,
             "stored_bytes": fitted.stored_bytes,
             "peak_memory_bytes": memory.peak,
-            "seconds": self._spent(cell, stopwatch),
-            "forward_seconds_per_row": forward,
+            **self._costs(cell, spent),
         }
 
-    def _subject(self, cell: Cell, opened: OpenedTraining, stopwatch: Stopwatch) -> Subject:
+    def _subject(self, cell: Cell, opened: OpenedTraining, spent: Spent) -> Subject:
         folders = opened.checkpoints
         if cell.checkpoint != LAST:
             names = [folder.name for folder in folders]
@@ -188,19 +185,20 @@ class Judge:
             States(folders),
             opened.others[: cell.method.needs_others],
             opened.retrain,
-            lambda name, make: self._remembered(cell, name, make, stopwatch),
+            lambda name, make: self._remembered(cell, name, make, spent),
             cell.seed,
-            stopwatch,
+            spent.stopwatch,
         )
 
-    def _remembered(self, cell: Cell, name: str, make: Callable[[], State], stopwatch: Stopwatch) -> State:
-        """Make a state once for all methods that name it alike; its time counts for each of them."""
+    def _remembered(self, cell: Cell, name: str, make: Callable[[], State], spent: Spent) -> State:
+        """Make a state once for all methods that name it alike; what it took counts for each of them."""
         document = {"adapter": self._trainings.document(cell.training), "checkpoint": cell.checkpoint, "state": name}
         found = self._store.find("states", document)
         if found is not None:
-            stopwatch.add("train", self._store.entry(found)["seconds"])
+            entry = self._store.entry(found)
+            spent.add_training(entry["seconds"], entry["forward_seconds_per_row"])
             return load_file(found / _STATE_FILE)
-        about: dict[str, Any] = {"state": name}
+        about: dict[str, Any] = {"state": name, "forward_seconds_per_row": spent.forward}
         with self._store.made("states", document, about) as staged:
             start = time.perf_counter()
             state = make()
@@ -208,17 +206,15 @@ class Judge:
             save_file({key: value.contiguous() for key, value in state.items()}, staged / _STATE_FILE)
         return state
 
-    def _spent(self, cell: Cell, stopwatch: Stopwatch) -> dict[str, float]:
+    def _costs(self, cell: Cell, spent: Spent) -> dict[str, Any]:
         """Add the trainings of the adapters that a method rests on."""
         others = [
             dataclasses.replace(cell.training, seed=cell.seed + OTHER_SEEDS * (index + 1))
             for index in range(cell.method.needs_others)
         ]
-        rests_on = [cell.training, *others] if cell.method.uses_adapter else []
-        trained = sum(self._trainings.cost(training)["seconds"] for training in rests_on)
-        found = {"train": 0.0, "fit": 0.0, "tune": 0.0, "predict": 0.0} | stopwatch.seconds
-        found["train"] += trained
-        return found
+        for training in [cell.training, *others] if cell.method.uses_adapter else []:
+            spent.add_training(self._trainings.seconds(training), self._references.of(training))
+        return spent.to_dict()
 
 
 def step_of(checkpoint: str) -> int:
@@ -267,13 +263,3 @@ def _told_apart(name: str, inside: Answers, outside: Answers, asked: Asked) -> d
     if asked.labels is not None and _fit(asked, outside):
         found["figures"] = score(outside.probabilities, asked.labels).to_dict()
     return found
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    """Time a forward pass; the first one warms up."""
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return float(np.min(times))

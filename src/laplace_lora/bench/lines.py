@@ -51,15 +51,15 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
         | {key: made_from[key] for key in ("batch_size", "dtype")},
         "versions": made_from["versions"],
         "key": folder.name,
-        COSTS: cost_of(entry) | {"machine": entry["machine"]},
+        COSTS: cost_of(entry),
     }
 
 
 def cost_of(entry: dict[str, Any]) -> dict[str, Any]:
     """Return what a result took.
 
-    Training, fit and tuning are counted once, prediction for the test rows. A forward pass is the time of the trained
-    adapter's logits on the test rows, over their number, in the same process just before.
+    Training, fit and tuning are counted once, prediction for the test rows. A forward pass is that of the trained
+    adapter's logits of one row, timed in the same process just before; of a training, just after it.
 
     Args:
         entry: Of the cache.
@@ -68,14 +68,9 @@ def cost_of(entry: dict[str, Any]) -> dict[str, Any]:
         ``seconds`` by stage, ``forward_passes`` (the same in forward passes of one row), ``predict_per_row`` (forward
         passes per row) and ``peak_memory_bytes``.
     """
-    forward, rows = entry["forward_seconds_per_row"], entry["rows"]["test"]
-    passes = {stage: seconds / forward for stage, seconds in entry["seconds"].items()}
-    return {
-        "seconds": entry["seconds"],
-        "forward_passes": passes,
-        "predict_per_row": passes["predict"] / rows,
-        "forward_seconds_per_row": forward,
-        "peak_memory_bytes": entry["peak_memory_bytes"],
+    kept = ("seconds", "forward_passes", "forward_seconds_per_row", "peak_memory_bytes", "machine")
+    return {name: entry[name] for name in kept} | {
+        "predict_per_row": entry["forward_passes"]["predict"] / entry["rows"]["test"]
     }
 
 

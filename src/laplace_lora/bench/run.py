@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from laplace_lora.bench.costs import References
 from laplace_lora.bench.judging import RESULTS, Cell, Judge, step_of
 from laplace_lora.bench.keys import versions
 from laplace_lora.bench.lines import RESULTS_NAME, line_of, write_lines
@@ -33,7 +34,7 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
     check_writable(config.out)
     store = Store(config.cache)
     trainings = Trainings(config, store, console)
-    judge = Judge(config, store, trainings)
+    judge, references = Judge(config, store, trainings), References(config, store, trainings)
     for task in config.tasks:  # wrong names and missing files are said before anything is trained
         console.say("data", trainings.rows(task, "all").shown)
         console.say("data", trainings.test_rows(task).shown)
@@ -52,6 +53,7 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
                 if not trainings.is_trained(training):
                     with progress.job((task, "train"), f"training {training}"):
                         trainings.folder(training)
+                        references.of(training)
             lines += _measured(config, judge, trainings, Training(task, seed), progress, lines)
     finally:
         progress.close()

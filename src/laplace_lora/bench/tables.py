@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from laplace_lora.bench.costs import STAGES
 from laplace_lora.bench.grids import Cell, Grid, markdown
 from laplace_lora.bench.lines import COSTS, at_the_end
 
@@ -134,23 +135,18 @@ def cost_grid(lines: Iterable[Line]) -> Grid:
     """
     chosen = at_the_end(lines)
     columns = ["method"]
-    columns += [f"{stage}, s per row" for stage in _STAGES] + [f"{stage}, forward passes per row" for stage in _STAGES]
+    columns += [f"{stage}, s per row" for stage in STAGES] + [f"{stage}, forward passes per row" for stage in STAGES]
     columns += ["all, forward passes", "peak memory, MiB", "stored, MiB"]
     rows = []
     for method, title in _titles(chosen).items():
         of_method = [line for line in chosen if line["method"] == method]
-        cells = [Cell(_short(_mean(per_row(line, stage, "seconds") for line in of_method))) for stage in _STAGES]
-        cells += [
-            Cell(_short(_mean(per_row(line, stage, "forward_passes") for line in of_method))) for stage in _STAGES
-        ]
+        cells = [Cell(_short(_mean(per_row(line, stage, "seconds") for line in of_method))) for stage in STAGES]
+        cells += [Cell(_short(_mean(per_row(line, stage, "forward_passes") for line in of_method))) for stage in STAGES]
         cells.append(Cell(_short(_mean(sum(line[COSTS]["forward_passes"].values()) for line in of_method))))
         cells.append(Cell(_short(_mean(line[COSTS]["peak_memory_bytes"] / _MIB for line in of_method))))
         cells.append(Cell(_short(_mean(line["stored_bytes"] / _MIB for line in of_method))))
         rows.append((title, cells))
     return Grid("What methods cost", columns, rows)
-
-
-_STAGES = ("train", "fit", "tune", "predict")
 
 
 def per_row(line: Line, stage: str, unit: str) -> float:

@@ -155,19 +155,19 @@ class Trainings:
             assert found is not None
         return found / _ADAPTER
 
-    def cost(self, training: Training) -> dict[str, float]:
+    def seconds(self, training: Training) -> float:
         """Return what a training took.
 
         Args:
             training: One that has been trained.
 
         Returns:
-            ``seconds`` and ``peak_memory_bytes``.
+            Seconds.
         """
         found = self._store.find("adapters", self.document(training))
         assert found is not None
-        entry = self._store.entry(found)
-        return {name: entry[name] for name in ("seconds", "peak_memory_bytes")}
+        seconds: float = self._store.entry(found)["seconds"]
+        return seconds
 
     def _train(self, training: Training, document: dict[str, Any]) -> None:
         config, memory = self._config, Memory()
