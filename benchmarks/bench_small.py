@@ -1,0 +1,53 @@
+"""The grid ``laplace-lora bench --preset small``, and its results as committed JSON.
+
+What is there is not done again: a run that was interrupted goes on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, run_verb, write_results
+
+from laplace_lora.demo.encoder import encoder_folder
+
+WORK = RESULTS.parents[1] / "build" / "bench"
+#: What all lines share is written once.
+SHARED = ("base", "training", "protocol", "versions")
+#: Methods that are asked at every checkpoint, and on which tasks.
+ALONG = "map,laplace,laplace_evidence"
+ALONG_TASKS = "sst2,openbookqa"
+
+
+def main() -> None:
+    """Run both grids, and write their lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with copies of the tasks")
+    parser.add_argument("--work-dir", type=Path, default=WORK, help="(default: build/bench)")
+    parser.add_argument("--tasks", help="some of the preset's tasks: a,b,c (default: all)")
+    options = parser.parse_args()
+    work = options.work_dir.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "MiniLM").exists():
+        (work / "MiniLM").symlink_to(encoder_folder())
+    shared = ["bench", "--base", "MiniLM", "--preset", "small", "--data-dir", str(options.data_dir.resolve())]
+    shared += ["--cache", "cache"]
+    run_verb([*shared, "--out", "small", *(["--tasks", options.tasks] if options.tasks else [])], work)
+    along = ["--tasks", ALONG_TASKS, "--methods", ALONG, "--checkpoints", "all", "--seeds", "0,1,2"]
+    run_verb([*shared, "--out", "along", *along], work)
+    write_results("bench_small", {"small": results(work / "small"), "along": results(work / "along")}, show=False)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Read lines; what is the same in all of them stands once."""
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        line["training"].pop("seed")
+    first = {name: lines[0][name] for name in SHARED}
+    assert all(line[name] == value for line in lines for name, value in first.items())
+    return {"shared": first, "lines": [{k: v for k, v in line.items() if k not in SHARED} for line in lines]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The page of ``laplace-lora bench``: its methods, the grid ``small``, and what published rows allow."""
+
+import inspect
+import math
+import statistics
+from typing import Any
+
+from rendering.common import load, origin, table
+
+from laplace_lora.bench.grids import markdown
+from laplace_lora.bench.tables import METRICS, cost_grid, metric_grid, outside_grids
+from laplace_lora.methods.table import METHODS
+
+#: What Laplace's default has to beat, and what it is held against.
+RIVALS = ("map", "mc_dropout", "checkpoint_ensemble", "llla")
+#: LA as printed for Llama-3.1-8B in DALorRA (arXiv 2607.02182, table 1): NLL in nats by task, and its options there.
+PRINTED = {
+    "WG-S": (2, 0.56),
+    "ARC-C": (5, 1.18),
+    "ARC-E": (5, 1.04),
+    "WG-M": (2, 0.51),
+    "OBQA": (4, 0.94),
+    "BoolQ": (2, 0.43),
+}
+
+
+def bench_methods() -> str:
+    """All methods by name."""
+    rows = []
+    for method in METHODS.values():
+        about = (inspect.getdoc(type(method)) or "").partition("\n\n")[0].replace("\n", " ")
+        settings = ", ".join(f"{name} {value}" for name, value in method.settings().items())
+        wants = "held-out rows" if method.needs_held_out else ""
+        if method.needs_others:
+            wants = f"{method.needs_others} more adapters"
+        if method.trains:
+            wants = "a training of its own"
+        rows.append([f"`{method.name}`", _plain(about), settings, wants])
+    return table(["method", "what it is", "settings", "wants"], rows)
+
+
+def bench_state() -> str:
+    """What was measured."""
+    lines = _lines()
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    seeds = sorted({line["seed"] for line in lines})
+    training = load("bench_small")["results"]["small"]["shared"]["training"]
+    rows = sorted({(line["rows"]["train"], line["rows"]["test"]) for line in lines})
+    said = "; ".join(f"{train} training and {test} test rows" for train, test in rows)
+    return (
+        f"{len(lines)} results: {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; {said}. LoRA rank "
+        f"{training['rank']}, dropout {training['dropout']}, {training['epochs']} epochs of batches of "
+        f"{training['batch_size']}, AdamW at {training['learning_rate']}.\n\nMade by {origin(load('bench_small'))}"
+    )
+
+
+def bench_tables() -> str:
+    """Every metric, method and task."""
+    return "\n\n".join(f"**{metric.title}**\n\n{markdown(metric_grid(_lines(), metric))}" for metric in METRICS)
+
+
+def bench_outside() -> str:
+    """Other data told apart."""
+    return "\n\n".join(f"**{grid.title}**\n\n{markdown(grid)}" for grid in outside_grids(_lines()))
+
+
+def bench_costs() -> str:
+    """What methods cost."""
+    return markdown(cost_grid(_lines()))
+
+
+def bench_verdict() -> str:
+    """Laplace's default less every rival, paired by task and seed."""
+    lines = {(line["task"], line["seed"], line["method"]): line for line in _lines()}
+    tasks = list(dict.fromkeys(task for task, _, _ in lines))
+    rows = []
+    for rival in (*RIVALS, "temperature", "deep_ensemble", "swag", "blob", "tfb"):
+        for metric in ("nll", "ece"):
+            gaps = {
+                task: [
+                    line["figures"][metric] - lines[task, seed, rival]["figures"][metric]
+                    for (of, seed, method), line in lines.items()
+                    if of == task and method == "laplace" and (task, seed, rival) in lines
+                ]
+                for task in tasks
+            }
+            every = [gap for found in gaps.values() for gap in found]
+            if every:
+                cells = [f"{statistics.fmean(found):+.3f}" if found else "" for found in gaps.values()]
+                rows.append([METHODS[rival].title, metric.upper(), _with_error(every), *cells])
+    return table(["LA (default) less", "", "all, ± standard error", *tasks], rows)
+
+
+def bench_share() -> str:
+    """What Laplace's default costs beside the deep ensemble."""
+    lines = {(line["task"], line["seed"], line["method"]): line for line in _lines()}
+    shares = []
+    for (task, seed, method), line in lines.items():
+        other = lines.get((task, seed, "deep_ensemble"))
+        if method == "laplace" and other is not None:
+            both = [sum(one["cost"]["forward_passes"].values()) for one in (line, other)]
+            shares.append(both[0] / both[1])
+    return f"median {statistics.median(shares):.2f}, {min(shares):.2f} to {max(shares):.2f}."
+
+
+def bench_twice() -> str:
+    """The bands that a second soft-max allows, and where published rows lie."""
+    rows = []
+    for task, (options, printed) in PRINTED.items():
+        least = math.log(1.0 + (options - 1) / math.e)
+        accuracy = 1.0 - (printed - least)
+        rows.append([task, str(options), f"{least:.3f} to {least + 1.0:.3f}", f"{printed:.2f}", f"{accuracy:.2f}"])
+    head = ["task", "K", "NLL that a second soft-max allows", "NLL of LA as printed", "accuracy, were all sure"]
+    return table(head, rows)
+
+
+def _lines() -> list[dict[str, Any]]:
+    found = load("bench_small")["results"]["small"]
+    return [line | found["shared"] for line in found["lines"]]
+
+
+def _with_error(values: list[float]) -> str:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):+.3f} ± {error:.3f}"
+
+
+def _plain(text: str) -> str:
+    """Write the roles of docstrings as code."""
+    return text.replace(":class:", "").replace("``", "`").replace("|", "\\|")
