@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from rendering import acquisition, costs, demo, integrators, quality, side_by_side, structures, tasks, tuning
+from rendering import acquisition, bench, costs, demo, integrators, quality, side_by_side, structures, tasks, tuning
 from rendering.common import ROOT
 
 FILES = (
@@ -33,6 +33,7 @@ FILES = (
     "docs/structures.md",
     "docs/ood.md",
     "docs/acquisition.md",
+    "docs/bench.md",
 )
 
 
@@ -77,6 +78,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tuning.tuning_harm,
         tuning.tuning_answers,
         tuning.tuning_few,
+        bench.bench_methods,
+        bench.bench_twice,
         structures.structures_state,
         structures.structures_distance,
         structures.structures_quality,

@@ -107,6 +107,9 @@ def bench(
     What has been done is kept by what it depends on: a run that was interrupted goes on where it was.
     """
     with session(quiet, json_log) as console:
+        from laplace_lora.training import require_training
+
+        require_training()  # what training needs, the benchmark imports
         from laplace_lora import bench as grids
         from laplace_lora.commands import preset_or_none, training_settings
 
