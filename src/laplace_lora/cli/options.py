@@ -102,6 +102,33 @@ Quantization = Annotated[
 #: Stands for the split that a task's figures are measured on.
 EVALUATION = "evaluation"
 
+# Of trainings, by `train` and `bench`.
+Rank = Annotated[int | None, typer.Option(min=1, help="LoRA rank r.  [default: 8]")]
+Alpha = Annotated[
+    int | None, typer.Option(min=1, help="LoRA scale: the adapter's output is times alpha / r.  [default: 16]")
+]
+Dropout = Annotated[
+    float | None, typer.Option(min=0.0, max=0.9, help="Dropout before the adapter, a probability.  [default: 0]")
+]
+TargetModules = Annotated[
+    str | None, typer.Option(help="Layers to adapt: query,value.  [default: PEFT's choice]", metavar="A,B,C")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data, at most.  [default: 10]")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Steps, at most, in place of --epochs.  [default: by the epochs]")
+]
+SaveEvery = Annotated[
+    int | None,
+    typer.Option(min=1, help="Steps from one checkpoint to the next.  [default: an epoch]", metavar="STEPS"),
+]
+LearningRate = Annotated[
+    float | None, typer.Option(min=0.0, max=10.0, help="Peak rate of AdamW, with linear decay.  [default: 0.001]")
+]
+PaddingSide = Annotated[
+    str | None, typer.Option(help="left or right, of a language model; predictions are the same.  [default: right]")
+]
+BaseRevision = Annotated[str | None, typer.Option(help="Revision of the base on the hub.")]
+
 
 def source(text: str | None, default: str | None, data_dir: Path | None, prompts: str | None = None) -> Any:
     """Find out what somebody names as data.

@@ -42,36 +42,17 @@ def train(
     template: options.Template = None,
     chat: options.Chat = False,
     max_length: options.MaxLength = None,
-    padding_side: Annotated[
-        str | None,
-        typer.Option(help="left or right, of a language model; predictions are the same.  [default: right]"),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the base on the hub.")] = None,
+    padding_side: options.PaddingSide = None,
+    revision: options.BaseRevision = None,
     quantization: options.Quantization = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank r.  [default: 8]")] = None,
-    alpha: Annotated[
-        int | None, typer.Option(min=1, help="LoRA scale: the adapter's output is times alpha / r.  [default: 16]")
-    ] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=0.9, help="Dropout before the adapter, a probability.  [default: 0]"),
-    ] = None,
-    target_modules: Annotated[
-        str | None,
-        typer.Option(help="Layers to adapt: query,value.  [default: PEFT's choice]", metavar="A,B,C"),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data, at most.  [default: 10]")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps, at most, in place of --epochs.  [default: by the epochs]")
-    ] = None,
-    save_every: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps from one checkpoint to the next.  [default: an epoch]", metavar="STEPS"),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=10.0, help="Peak rate of AdamW, with linear decay.  [default: 0.001]"),
-    ] = None,
+    rank: options.Rank = None,
+    alpha: options.Alpha = None,
+    dropout: options.Dropout = None,
+    target_modules: options.TargetModules = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    save_every: options.SaveEvery = None,
+    learning_rate: options.LearningRate = None,
     warmup: Annotated[
         float | None,
         typer.Option(min=0.0, max=0.99, help="Share of the steps in which the rate rises.  [default: 0.06]"),
