@@ -5,11 +5,10 @@ import math
 import statistics
 from typing import Any
 
-from rendering.common import load, origin, table
-
 from laplace_lora.bench.grids import markdown
 from laplace_lora.bench.tables import METRICS, cost_grid, metric_grid, outside_grids
 from laplace_lora.methods.table import METHODS
+from rendering.common import load, origin, table
 
 #: What Laplace's default has to beat, and what it is held against.
 RIVALS = ("map", "mc_dropout", "checkpoint_ensemble", "llla")
