@@ -90,6 +90,8 @@ class Left:
             "modes": [module.training for module in model.modules()],
             "flags": [(p.requires_grad, p.grad is None) for p in model.parameters()],
             "adapter": list(model.active_adapters),
+            "names": [name for name, _ in model.named_parameters()],
+            "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
             "torch": torch.get_rng_state().tolist(),
             "numpy": np.random.get_state()[1].tolist(),  # type: ignore[index,union-attr] # noqa: NPY002
             "python": random.getstate(),
@@ -97,7 +99,8 @@ class Left:
 
     def check(self) -> None:
         now = self._now(self.model)
-        weights, before = now.pop("weights"), self.before.pop("weights")
+        old = dict(self.before)
+        weights, before = now.pop("weights"), old.pop("weights")
         assert weights.keys() == before.keys()
         assert all(torch.equal(value, before[name]) for name, value in weights.items())
-        assert now == self.before
+        assert now == old

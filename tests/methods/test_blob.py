@@ -20,15 +20,12 @@ from laplace_lora.methods.variational import ROOT, Noise, cycle_length, draw, fl
 from laplace_lora.readouts import ClassLogits
 from laplace_lora.training import TrainingSettings
 from methods.retrained import (
-    adapter,
     bert_subject,
-    collator,
-    everything,
     memory,
     subject_of,
-    unchanged,
     without_dropout,
 )
+from methods.subjects import Left, adapter_of, batch_of
 from tiny_models import batches, random_examples, tiny_bert, tiny_gpt2, tiny_llama
 
 TEST = random_examples(6, seed=1)
@@ -167,7 +164,7 @@ def test_the_training_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     replay: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def watched(rows: Any) -> dict[str, Tensor]:
-        order.append(collator(rows))
+        order.append(batch_of(rows))
         return order[-1]
 
     model = without_dropout(tiny_bert())
@@ -234,14 +231,14 @@ def test_the_training_is_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(order) == 6
     # Gradients were clipped in some steps.
     assert min(norms) < 0.7 < max(norms)
-    expected = adapter(plain)
+    expected = adapter_of(plain)
     assert found.keys() == expected.keys() | {key + ROOT for key in expected if "lora_A" in key}
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-11)
     for key, value in zip([key for key in expected if "lora_A" in key], roots, strict=True):
         torch.testing.assert_close(found[key + ROOT], value.detach(), rtol=1e-9, atol=1e-11)
     # All three parts moved: the means, G, and what is deterministic.
-    assert all(not torch.equal(value, expected[key]) for key, value in adapter(model).items())
+    assert all(not torch.equal(value, expected[key]) for key, value in adapter_of(model).items())
     assert all((root.detach() - value).abs().max() > 0.01 for root, value in zip(roots, starts, strict=True))
 
 
@@ -249,26 +246,26 @@ def test_without_noise_and_without_the_kl_it_is_the_training_itself() -> None:
     settings = TrainingSettings(steps=5, batch_size=3, learning_rate=1e-2, dropout=0.3, seed=4)
     subject = subject_of(tiny_bert(), settings)
     found = BlobMean(epsilon=1e-30, kl_rate=0.0).fit(subject)._posterior  # type: ignore[attr-defined]
-    now = adapter(subject.model)
+    now = adapter_of(subject.model)
     assert all(torch.equal(found[key], value) for key, value in now.items())
 
 
 def test_the_noise_alone_changes_the_training() -> None:
     subject = bert_subject()
     found = BlobMean(epsilon=1.0, kl_rate=0.0).fit(subject)._posterior  # type: ignore[attr-defined]
-    assert all(not torch.equal(found[key], value) for key, value in adapter(subject.model).items() if "lora" in key)
+    assert all(not torch.equal(found[key], value) for key, value in adapter_of(subject.model).items() if "lora" in key)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was_found(training: bool) -> None:
     subject = bert_subject()
     subject.model.train(training)
-    before = everything(subject.model)
+    left = Left(subject.model)
     for method in (Blob(samples=2), BlobMean()):
         fitted = method.fit(subject)
-        assert unchanged(subject.model, before)
+        left.check()
         fitted.answer(batches(TEST, 4))
-        assert unchanged(subject.model, before)
+        left.check()
 
 
 def test_the_model_is_left_as_it_was_found_after_a_failure() -> None:
@@ -281,10 +278,10 @@ def test_the_model_is_left_as_it_was_found_after_a_failure() -> None:
             raise RuntimeError("in the middle")
 
     with subject.model.register_forward_hook(fail):
-        before = everything(subject.model)
+        left = Left(subject.model)
         with pytest.raises(RuntimeError, match="in the middle"):
             Blob().fit(subject)
-        assert unchanged(subject.model, before)
+        left.check()
     # One hook at each of the four sites.
     assert calls == [4, 4, 4]
 
@@ -412,8 +409,8 @@ def test_biases_and_heads_beside_the_pairs_are_deterministic() -> None:
     pairs = plain_pairs(model, "BLoB")
     assert len(pairs) == 4
     assert all(pair.key.endswith(f"{pair.name.removeprefix('base_model.model.')}.lora_A.weight") for pair in pairs)
-    assert all(adapter(model)[pair.key].data_ptr() != pair.first.weight.data_ptr() for pair in pairs)
-    assert all(torch.equal(adapter(model)[pair.key], pair.first.weight) for pair in pairs)
+    assert all(adapter_of(model)[pair.key].data_ptr() != pair.first.weight.data_ptr() for pair in pairs)
+    assert all(torch.equal(adapter_of(model)[pair.key], pair.first.weight) for pair in pairs)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

@@ -16,7 +16,7 @@ from laplace_lora.methods.base import Subject
 from laplace_lora.methods.pairs import Pair, plain_pairs
 from laplace_lora.methods.tfb import Posterior, Tfb, inverse_spread, largest_within, relative_change
 from laplace_lora.readouts import ClassLogits, OptionScores
-from methods.retrained import adapter, everything, unchanged
+from methods.subjects import Left, adapter_of
 from readouts.models import multiple_choice, option_batches, option_examples
 from tiny_models import batches, random_examples, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -171,7 +171,7 @@ def test_sigma_against_a_plain_search(build: Any, labels: Any) -> None:
     subject = subject_of(model, seed=3)
     fitted = dataclasses.replace(WIDE, labels=labels, tolerance=0.005).fit(subject)
     posterior, data = Posterior(subject, 3), batches(TRAIN, 1)
-    before = plain_members(model, [adapter(model)], data)[0]
+    before = plain_members(model, [adapter_of(model)], data)[0]
     classes = before.argmax(-1) if labels == "predicted" else np.array([int(row["labels"]) for row in TRAIN])
     rows = np.arange(len(TRAIN))
     start = -np.log(before[rows, classes]).mean()
@@ -200,7 +200,7 @@ def test_the_accepted_variance_is_the_largest_of_all_that_are_within_tolerance()
     subject = subject_of(model, seed=1)
     fitted = dataclasses.replace(WIDE, steps=4).fit(subject)
     posterior, data = Posterior(subject, 3), batches(TRAIN, 1)
-    before = plain_members(model, [adapter(model)], data)[0]
+    before = plain_members(model, [adapter_of(model)], data)[0]
     classes = before.argmax(-1)
     start = -np.log(before.max(-1)).mean()
     grid = [0.01 + k * (0.6 - 0.01) / 16 for k in range(16)]
@@ -256,11 +256,11 @@ def test_the_model_is_left_as_it_was_found(training: bool) -> None:
     model = tiny_bert(dtype=torch.float32)
     model.train(training)
     subject = subject_of(model)
-    before = everything(model)
+    left = Left(model)
     fitted = WIDE.fit(subject)
-    assert unchanged(model, before)
+    left.check()
     fitted.answer(batches(TEST, 4))
-    assert unchanged(model, before)
+    left.check()
     assert list(subject.stopwatch.seconds) == ["tune"]
     assert fitted.stored_bytes == 8
 
@@ -271,16 +271,16 @@ def test_the_model_is_left_as_it_was_found_after_a_failure() -> None:
     key = plain_pairs(model, "TFB")[0].key
 
     def fail(module: nn.Module, inputs: object, outputs: object) -> None:
-        seen.append(adapter(model)[key])
+        seen.append(adapter_of(model)[key])
         if len(seen) == 5:
             raise RuntimeError("in the middle")
 
     with model.register_forward_hook(fail):
-        before = everything(model)
+        left = Left(model)
         with pytest.raises(RuntimeError, match="in the middle"):
             WIDE.fit(subject_of(model))
-        assert unchanged(model, before)
-    assert torch.equal(seen[0], adapter(model)[key])
+        left.check()
+    assert torch.equal(seen[0], adapter_of(model)[key])
     assert not torch.equal(seen[4], seen[0])
 
 
