@@ -2,10 +2,15 @@
 
 import itertools
 import math
+import re
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from laplace_lora import LaplaceLoRAError, Predictive
 from laplace_lora.acquisition import METHODS, bald, batch_bald, entropy, find_method
@@ -122,6 +127,52 @@ def test_gains_fall_and_are_reproducible() -> None:
     assert batch_bald(joint, 6) == found
     assert found.draws == 16_384
     assert len(batch_bald(joint, 50).index) == 12
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of tensors that are made, as long as they live, and remembers the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in given | self._known:
+                self._add(one.untyped_storage())
+        return found
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage.data_ptr(), storage.nbytes()
+        self._known.add(place)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+        def forget() -> None:
+            self._known.discard(place)
+            self.now -= size
+
+        weakref.finalize(storage, forget)
+
+
+@pytest.mark.parametrize(
+    ("examples", "classes", "points", "configurations", "count"),
+    [(40, 2, 8192, 16, 6), (10, 2, 8192, 256, 10), (20, 10, 4096, 32, 3), (30, 5, 64, 64, 4)],
+)
+def test_no_more_memory_is_held_than_is_counted(
+    examples: int, classes: int, points: int, configurations: int, count: int
+) -> None:
+    """The limit is compared with a count of bytes, which is no smaller than what is held, and no idle talk."""
+    joint = JointPredictive(*_gaussian(examples, classes))
+    with pytest.raises(LaplaceLoRAError, match=r"take [0-9]+ bytes") as refused:
+        batch_bald(joint, count, points, configurations, memory_limit_bytes=1)
+    counted = int(re.findall("take ([0-9]+) bytes", str(refused.value))[0])
+    with _Held() as held:
+        batch_bald(joint, count, points, configurations)
+    assert 0.3 * counted < held.most <= counted
 
 
 def test_options_that_an_example_lacks_count_for_nothing() -> None:

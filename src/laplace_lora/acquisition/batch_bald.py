@@ -6,6 +6,7 @@ candidate c is H(y_c | y_chosen) - E H(y_c | theta).
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -47,7 +48,9 @@ def batch_bald(
         count: Size of the batch; all candidates where there are fewer.
         points: Draws, S.
         configurations: Ways to label the chosen examples that are kept, M.
-        memory_limit_bytes: Of the draws' probabilities and the configurations' weights, 8 S n K + 24 S M bytes.
+        memory_limit_bytes: Of the draws' probabilities, the configurations' weights and labels' probabilities given
+            them, the draws that are worked on together, and the axes of the covariance, with what finding them takes:
+            8 (S n K + 3 S M + 2 M n K + 4 S' n K + 8 (n K)^2) bytes, S' up to 1,024.
 
     Returns:
         The batch.
@@ -67,13 +70,19 @@ def batch_bald(
     candidates, classes = joint.mean.shape
     if classes < 2:
         raise LaplaceLoRAError("batch_bald needs classes, or numbers observed with noise; rank by predict's sd.")
-    needed = 8 * points * (candidates * classes + 3 * configurations)
+    needed = _bytes(points, candidates * classes, configurations)
     if needed > memory_limit_bytes:
         raise MemoryLimitError(
             f"{points} draws of {candidates} candidates with {classes} classes take {needed} bytes; the limit is "
             f"{memory_limit_bytes}. Give fewer candidates or points, or raise memory_limit_bytes."
         )
     return _of_classes(_drawn_probabilities(joint, points), count, configurations)
+
+
+def _bytes(points: int, labels: int, configurations: int) -> int:
+    """Count what is held, beside the covariance itself, at most: see :func:`batch_bald`."""
+    together = labels * (points + 2 * configurations + 4 * min(points, _BLOCK) + 8 * labels)
+    return 8 * (together + 3 * points * configurations)
 
 
 def _of_classes(p: Tensor, count: int, most: int) -> Batch:
@@ -100,7 +109,10 @@ def _of_classes(p: Tensor, count: int, most: int) -> Batch:
         branches = (weights[:, None] * conditional[:, best]).flatten()
         weights, kept = _kept(branches, most, generator)
         parent, label = kept // classes, kept % classes
-        likelihood = likelihood[parent] + p[:, best].T.log()[label]
+        likelihood = likelihood[parent]
+        logarithms = p[:, best].T.log()
+        for row, of in zip(likelihood, label.tolist(), strict=True):
+            row += logarithms[of]
     return Batch(index, gains, draws)
 
 
@@ -123,22 +135,26 @@ def _drawn_probabilities(joint: JointPredictive, points: int) -> Tensor:
     order = variances[0].flip(0)
     rank = max(1, int((order > 0.0).sum()))
     root = (axes[0].flip(1) * order.sqrt())[:, :rank]
-    normal = _standard_normal(points, rank)
     p = mean.new_empty(points, *mean.shape)
-    for part, out in zip(normal.split(_BLOCK), p.split(_BLOCK), strict=True):
-        out.copy_(torch.softmax(mean + (part.to(root) @ root.mT).view(-1, *mean.shape), dim=2))
+    for normal, out in zip(_standard_normal(points, rank), p.split(_BLOCK), strict=True):
+        out.copy_(torch.softmax(mean + (normal.to(root) @ root.mT).view(-1, *mean.shape), dim=2))
     return p
 
 
-def _standard_normal(points: int, axes: int) -> Tensor:
-    """Return (S, axes) normal numbers: a scrambled Sobol net where the variances are largest, random ones beyond."""
+def _standard_normal(points: int, axes: int) -> Iterator[Tensor]:
+    """Yield S rows (axes,) of normal numbers, a block at a time.
+
+    They are a scrambled Sobol net where the variances are largest, and random beyond.
+    """
     leading = min(axes, _SOBOL_AXES)
     engine = torch.quasirandom.SobolEngine(leading, scramble=True, seed=_SEED)
-    cell = (engine.draw(points, dtype=torch.float64) * points).floor()
-    normal = torch.special.ndtri((cell + 0.5) / points)
     generator = torch.Generator().manual_seed(_SEED)
-    rest = torch.randn(points, axes - leading, generator=generator, dtype=torch.float64)
-    return torch.cat([normal, rest], dim=1)
+    for start in range(0, points, _BLOCK):
+        size = min(_BLOCK, points - start)
+        cell = (engine.draw(size, dtype=torch.float64) * points).floor()
+        normal = torch.special.ndtri((cell + 0.5) / points)
+        rest = torch.randn(size, axes - leading, generator=generator, dtype=torch.float64)
+        yield torch.cat([normal, rest], dim=1)
 
 
 def _of_numbers(joint: JointPredictive, count: int) -> Batch:
