@@ -78,8 +78,27 @@ def test_a_second_rule_leaves_the_first(decided: Path, tmp_path: Path, data: Pat
 def test_where_no_threshold_keeps_the_risk_everything_abstains(decided: Path, tmp_path: Path, data: Path) -> None:
     found = _evaluate(decided, data, tmp_path / "out", "--target-risk", "0.001")
     assert "No threshold of the confidence keeps the error of the answers below 0.1 %" in found.stdout
+    quiet = _evaluate(decided, data, tmp_path / "out", "--target-risk", "0.001", "--quiet")
+    assert "predict will abstain from every answer; give more rows than 120" in quiet.stderr
+    assert "or a larger --target-risk." in quiet.stderr
     run("predict", "--adapter", decided, "--data", data, "--out", tmp_path / "p.jsonl")
     assert all(one["abstain"] for one in _lines(tmp_path / "p.jsonl"))
+
+
+def test_too_few_rows_for_a_coverage_are_said(decided: Path, tmp_path: Path) -> None:
+    few = write_jsonl(tmp_path / "few.jsonl", rows(8, 2, seed=6))
+    found = _evaluate(decided, few, tmp_path / "out", "--coverage", "0.9", "--quiet")
+    assert "8 rows are too few for --coverage 0.9, and every set will hold all classes; give 9 rows" in found.stderr
+    enough = write_jsonl(tmp_path / "enough.jsonl", rows(9, 2, seed=6))
+    assert "too few" not in _evaluate(decided, enough, tmp_path / "out", "--coverage", "0.9", "--quiet").stderr
+
+
+def test_rules_stand_in_the_log(decided: Path, tmp_path: Path, data: Path) -> None:
+    found = _evaluate(decided, data, tmp_path / "out", *RULES, "--json-log")
+    events = [json.loads(line) for line in found.stderr.splitlines() if line.startswith("{")]
+    said = next(event for event in events if event["event"] == "decisions")
+    assert {"threshold", "coverage", "bound"} <= set(said["abstention"])
+    assert said["sets"]["coverage"] == 0.8
 
 
 def test_rules_of_another_fit_are_not_followed(decided: Path, folders: Folders, tmp_path: Path, data: Path) -> None:

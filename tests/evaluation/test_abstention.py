@@ -87,6 +87,13 @@ def test_where_nothing_keeps_the_risk() -> None:
     assert found.text.startswith("No threshold of the confidence keeps the error of the answers below 5 % (with 95 %")
 
 
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.5, 0.9])
+def test_as_many_answers_as_are_said_can_keep_the_risk(target: float) -> None:
+    least = choose_threshold(Probabilities(np.array([[0.5, 0.5]])), [1], target).least_answers
+    assert upper_bound(0, least, 0.005) <= target
+    assert least == 1 or upper_bound(0, least - 1, 0.005) > target
+
+
 def test_what_is_said() -> None:
     generator = np.random.default_rng(3)
     found = choose_threshold(*_draw(generator, None, "calibrated"), target_risk=0.2)

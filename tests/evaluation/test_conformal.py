@@ -51,6 +51,15 @@ def test_too_few_examples_name_all_classes_that_are_there() -> None:
     assert prediction_sets(np.array([[0.7, 0.3, 0.0]]), 0.0).tolist() == [[True, True, False]]
 
 
+@pytest.mark.parametrize("coverage", [0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
+def test_as_many_examples_as_are_said_are_enough(coverage: float) -> None:
+    one = Probabilities(np.array([[0.2, 0.8]]))
+    least = choose_sets(one, [1], coverage).least_examples
+    for count in range(1, least + 2):
+        many = Probabilities(np.tile(one.values, (count, 1)))
+        assert (choose_sets(many, [1] * count, coverage).least_probability > 0.0) == (count >= least)
+
+
 def test_no_set_is_empty() -> None:
     p = np.array([[0.4, 0.35, 0.25], [0.9, 0.06, 0.04]])
     assert prediction_sets(p, 0.95).tolist() == [[True, False, False], [True, False, False]]

@@ -29,9 +29,12 @@ def require_place(config: EvaluateConfig) -> None:
     Raises:
         LaplaceLoRAError: A share is none, or the posterior is in no folder here.
     """
-    for option, value in (("--target-risk", config.target_risk), ("--coverage", config.coverage)):
+    shares = (("--target-risk", config.target_risk, "0.05"), ("--coverage", config.coverage, "0.9"))
+    for option, value, usual in shares:
         if value is not None and not 0.0 < value < 1.0:
-            raise LaplaceLoRAError(f"{option} {value:g} is no share; give a number above 0 and below 1, such as 0.05.")
+            raise LaplaceLoRAError(
+                f"{option} {value:g} is no share; give a number above 0 and below 1, such as {usual}."
+            )
         if value is not None and config.validation is not None and str(config.validation) == str(config.data):
             raise LaplaceLoRAError(
                 f"{option} needs rows that nothing was chosen on, and --validation names the same ones; give others."
@@ -96,6 +99,24 @@ class Decisions:
         """What there is to say, a line each."""
         return [rule.text for rule in (self.abstention, self.sets) if rule is not None]
 
+    @property
+    def failures(self) -> list[str]:
+        """What could not be had from these rows, and the remedy."""
+        found = []
+        if self.abstention is not None and self.abstention.threshold is None:
+            rule = self.abstention
+            found.append(
+                f"no confidence keeps --target-risk {rule.target_risk:g}, and predict will abstain from every answer; "
+                f"give more rows than {rule.examples} (without a single error it takes {rule.least_answers} answers), "
+                "or a larger --target-risk."
+            )
+        if self.sets is not None and self.sets.examples < self.sets.least_examples:
+            found.append(
+                f"{self.sets.examples} rows are too few for --coverage {self.sets.coverage:g}, and every set will hold "
+                f"all classes; give {self.sets.least_examples} rows or more, or a smaller --coverage."
+            )
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, of rules that were asked for."""
         rules = {"abstention": self.abstention, "sets": self.sets}
@@ -121,7 +142,9 @@ class Decisions:
             before = {}
         with whole_file(path) as staged:
             write_json(staged, decisions_document(folder, {**before, **chosen}))
-        console.say("decisions", f"predict follows {path}", path=str(path))
+        console.say("decisions", f"predict follows {path}", path=str(path), **self.to_dict())
+        for failure in self.failures:
+            console.warn(failure)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,11 @@ class Abstention:
         return dataclasses.asdict(self)
 
     @property
+    def least_answers(self) -> int:
+        """How many answers, all of them right, it takes for a bound no larger than the target."""
+        return math.ceil(math.log(self.failure / CANDIDATES) / math.log1p(-self.target_risk))
+
+    @property
     def text(self) -> str:
         """Say it in a line."""
         sure = f"with {100 * (1 - self.failure):.0f} % confidence"

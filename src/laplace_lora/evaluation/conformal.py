@@ -38,6 +38,11 @@ class PredictionSets:
         return dataclasses.asdict(self)
 
     @property
+    def least_examples(self) -> int:
+        """How many examples it takes for sets of anything but all classes: n with ceil((n + 1) coverage) <= n."""
+        return math.ceil(self.coverage / (1.0 - self.coverage) - 1e-6)
+
+    @property
     def text(self) -> str:
         """Say it in a line."""
         return (
