@@ -16,7 +16,7 @@ from laplace_lora.covered import Covered
 from laplace_lora.curvature import FitResult, TrainCheckExamples
 from laplace_lora.errors import NotFittedError
 from laplace_lora.functional import LinearisedModel
-from laplace_lora.persistence import TRAINING_INPUTS, InputFormat, describe, write_posterior
+from laplace_lora.persistence import TRAINING_INPUTS, TUNING_INPUTS, InputFormat, describe, write_posterior
 from laplace_lora.posterior import Posterior
 
 
@@ -229,6 +229,17 @@ class Fitted:
             tuned_by=method,
         )
 
+    def with_tuned_on(self, inputs: Tensor | None) -> "Fitted":
+        """Note what was tuned on.
+
+        Args:
+            inputs: (n,) numbers that held-out inputs are known by again; None where there were none.
+
+        Returns:
+            The same, with it.
+        """
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, tuned_on=inputs))
+
     def sample(self, model: nn.Module, count: int, seed: int) -> list[dict[str, Tensor]]:
         """Draw adapters.
 
@@ -284,4 +295,6 @@ class Fitted:
             self.keeps_answers,
         )
         tensors = {**self.posterior.tensors(), TRAINING_INPUTS: self.training.inputs}
+        if self.training.tuned_on is not None:
+            tensors[TUNING_INPUTS] = self.training.tuned_on
         write_posterior(directory, state.to_description(), tensors)

@@ -24,7 +24,7 @@ from laplace_lora.persistence import (
     restored_readout,
 )
 from laplace_lora.predictive import JointPredictive, Predictive
-from laplace_lora.reading import Peeked, Reader
+from laplace_lora.reading import Noted, Peeked, Reader
 from laplace_lora.readouts import Readout, label_names_of, readout_of_model, split_labels
 from laplace_lora.structures import STRUCTURES
 
@@ -160,6 +160,7 @@ class LaplaceLoRA(Estimate):
             name, data = method
         else:
             name = method
+        tuned_on = None
         tuning.check_request(name, data is not None, score, temperature, starting_point is not None)
         before = self._state
         if data is None:
@@ -172,10 +173,13 @@ class LaplaceLoRA(Estimate):
             self._fitted, warning = before.by_held_out(found, "cross_fit", score, temperature)
         elif name == "validation":
             assert data is not None
-            self._fitted, warning = before.by_validation(self.model, data, score, temperature)
+            noted = Noted(data, self.readout)
+            self._fitted, warning = before.by_validation(self.model, noted, score, temperature)
+            tuned_on = noted.inputs
         else:
             centre = None if starting_point is None else self._covered.squared_distances(self.model, starting_point)
             self._fitted, warning = dataclasses.replace(before, centre=centre).by_evidence(harmless=name == "auto")
+        self._fitted = self._fitted.with_tuned_on(tuned_on)
         _warn(warning, stacklevel=2)
         if not self._tail_warned:
             self._tail_warned = _warn(self._fitted.tail_warning, stacklevel=2)
@@ -236,7 +240,14 @@ class LaplaceLoRA(Estimate):
             loader: Batches as for ``predict``.
 
         Returns:
-            Means (n, K) and the covariance (n, K, n, K) of the centred logits, float64, on the model's device.
+            Means (n, K) and the covariance (n, K, n, K) of the centred logits, in squared logits, float64, on the
+            model's device.
+
+        Raises:
+            LaplaceLoRAError: There is no example.
+            MemoryLimitError: Jacobians with copies, 16 n (K-1) P bytes, and the covariance would exceed
+                ``memory_limit_bytes``.
+            NotFittedError: ``fit`` has not run.
         """
         state, reader = self._state, self._covered.reader
         shown = "joint" if self.config.progress else None
@@ -255,6 +266,22 @@ class LaplaceLoRA(Estimate):
             NotFittedError: ``fit`` has not run.
         """
         return self._state.training.seen(self.readout.rows(*split_labels(batch, torch.device("cpu"))))
+
+    def seen_in_tuning(self, batch: Batch) -> Tensor:
+        """Say which inputs of a batch were among the held-out data of ``tune_prior("validation", ...)``.
+
+        Prior, temperature or noise were chosen on these, so that no rule with a guarantee can be.
+
+        Args:
+            batch: Names to tensors, as for ``fit``.
+
+        Returns:
+            (B,) bool.
+
+        Raises:
+            NotFittedError: ``fit`` has not run.
+        """
+        return self._state.training.tuned(self.readout.rows(*split_labels(batch, torch.device("cpu"))))
 
     def sample(self, n: int, seed: int = 0) -> list[dict[str, Tensor]]:
         """Draw adapters from the posterior.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from laplace_lora.adapters import Site
 from laplace_lora.config import LaplaceConfig
+from laplace_lora.curvature import row_numbers
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.likelihoods import Likelihood, likelihood_of
 from laplace_lora.predictive import Predictive, of_options
@@ -178,3 +179,33 @@ class Peeked:
     def __len__(self) -> int:
         """Return the number of batches, where the loader says so."""
         return len(self._loader)  # type: ignore[arg-type]  # a TypeError where it does not, as for any loader
+
+
+class Noted:
+    """Batches on their way to the model, whose inputs are noted."""
+
+    def __init__(self, loader: Iterable[Mapping[str, Any]], readout: Readout) -> None:
+        """Note nothing yet.
+
+        Args:
+            loader: Batches.
+            readout: How the model is read.
+        """
+        self._loader = loader
+        self._readout = readout
+        self._numbers: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Return the number of batches, where the loader knows it."""
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """Yield the batches in order."""
+        for batch in self._loader:
+            self._numbers.append(row_numbers(self._readout.rows(*split_labels(batch, torch.device("cpu")))))
+            yield batch
+
+    @property
+    def inputs(self) -> Tensor:
+        """(n,) int64 numbers that the inputs so far are known by again, in ascending order."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._numbers]).sort().values

@@ -132,6 +132,28 @@ def test_rows_of_the_training_choose_nothing(fitted: Path, folders: Folders, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_that_were_tuned_on_choose_nothing(adapter: Path, folders: Folders, tmp_path: Path, data: Path) -> None:
+    fit = run("fit", "--adapter", adapter, "--data", folders.train, "--validation", data, "--quiet")
+    assert fit.exit_code == 0, fit.stderr
+    options = ["--adapter", adapter, "--out", tmp_path / "out", "--quiet"]
+    for rule in (["--target-risk", "0.9"], ["--coverage", "0.9"]):
+        result = run("evaluate", *options, "--data", data, *rule)
+        assert result.exit_code == 1
+        assert "120 of the rows in" in result.stderr
+        assert "no bound holds for a rule that is chosen on them; give other rows." in result.stderr
+        assert not (adapter / "decisions.json").exists()
+        assert not (tmp_path / "out").exists()
+    figures = run("evaluate", *options, "--data", data)
+    assert figures.exit_code == 0
+    assert "tuned on (fit --validation): every figure flatters a little; give other rows." in figures.stderr
+    other = write_jsonl(tmp_path / "other.jsonl", rows(60, 2, seed=8))
+    # What was tuned on may choose the temperature that is compared with.
+    fine = run("evaluate", *options, "--data", other, "--validation", data, "--coverage", "0.9")
+    assert fine.exit_code == 0
+    assert "tuned on" not in fine.stderr
+    assert (adapter / "decisions.json").exists()
+
+
 def test_rows_of_the_validation_choose_nothing(fitted: Path, tmp_path: Path, data: Path) -> None:
     options = ["--data", data, "--validation", data, "--out", tmp_path / "out", "--coverage", "0.9"]
     assert "--validation names the same ones" in error_line(run("evaluate", "--adapter", fitted, *options))

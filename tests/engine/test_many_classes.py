@@ -113,6 +113,23 @@ def test_training_inputs_are_known_again(tmp_path) -> None:
         assert seen.tolist() == [True, False, True, False]
 
 
+def test_held_out_inputs_that_were_tuned_on_are_known_again(tmp_path) -> None:
+    model = MODELS["llama"](num_labels=3)
+    train, held, other = (random_examples(n, num_labels=3, seed=n) for n in (6, 5, 3))
+    la = fitted(model, train, side="left")
+    batch = collate([held[4], other[0], train[1], held[2]], side="right")
+    assert not la.seen_in_tuning(batch).any()
+    la.tune_prior(("validation", batches(held, 2)))
+    la.save_pretrained(tmp_path)
+    again = LaplaceLoRA.from_pretrained(model, tmp_path)
+    for estimator in (la, again):
+        assert estimator.seen_in_tuning(batch).tolist() == [True, False, False, True]
+        assert estimator.seen_in_fit(batch).tolist() == [False, False, True, False]
+    # Another tuning, or another fit, forgets them.
+    assert not again.tune_prior("evidence").seen_in_tuning(batch).any()
+    assert not la.fit(batches(train, 2)).seen_in_tuning(batch).any()
+
+
 def test_the_module_that_makes_infinity_is_named() -> None:
     model = MODELS["bert"](num_labels=3)
     la = LaplaceLoRA(model, LaplaceConfig(progress=False))

@@ -67,7 +67,7 @@ class Decisions:
 
     @classmethod
     def choose(
-        cls, config: EvaluateConfig, probabilities: Probabilities, labels: IntArray, seen_in_fit: int
+        cls, config: EvaluateConfig, probabilities: Probabilities, labels: IntArray, seen_in_fit: int, tuned_on: int
     ) -> "Decisions":
         """Choose what the settings ask for.
 
@@ -76,18 +76,24 @@ class Decisions:
             probabilities: The posterior's.
             labels: Of the same rows.
             seen_in_fit: How many of the rows the posterior was fitted to.
+            tuned_on: How many of the rows its prior or temperature were chosen on.
 
         Returns:
             The rules.
 
         Raises:
-            LaplaceLoRAError: Rules are asked for, and rows were in the training data.
+            LaplaceLoRAError: Rules are asked for, and rows were in the training data, or tuned on.
         """
         risk, coverage = config.target_risk, config.coverage
         if seen_in_fit and (risk is not None or coverage is not None):
             raise LaplaceLoRAError(
                 f"{seen_in_fit} of the rows in {config.data} were in the posterior's training data, and a rule that is "
                 "chosen on them promises too much; give other rows."
+            )
+        if tuned_on and (risk is not None or coverage is not None):
+            raise LaplaceLoRAError(
+                f"{tuned_on} of the rows in {config.data} were among those that the posterior was tuned on (fit "
+                "--validation), and no bound holds for a rule that is chosen on them; give other rows."
             )
         return cls(
             None if risk is None else choose_threshold(probabilities, labels, risk),

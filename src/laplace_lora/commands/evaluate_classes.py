@@ -57,7 +57,7 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     warn_of_shared_rows(ready.console, config.data, config.validation, "the temperature is chosen on what is evaluated")
     validation = None if config.validation is None else opened.scan(config.validation, ready.form, "required")
     others = [scan_outside(opened, ready.form, source, ready.console) for source in config.ood]
-    inside, seconds, seen = ready.evaluated()
+    inside, seconds, known = ready.evaluated()
     temperature = None
     if validation is not None:
         start = time.perf_counter()
@@ -69,7 +69,7 @@ def evaluate_classes(ready: Prepared) -> "ClassFigures":
     outside = {data.file.name: evaluate_outside(ready, data, inside, methods, temperature) for data in others}
     warn_of_cuts(ready.encoder, ready.console)
     comparison = compare(methods, labels)
-    decisions = Decisions.choose(config, methods["laplace"], labels, seen)
+    decisions = Decisions.choose(config, methods["laplace"], labels, known.seen, known.tuned)
     found = ClassFigures(
         ready, validation, inside, methods, labels, comparison, outside, temperature, seconds, decisions
     )

@@ -126,18 +126,23 @@ class Prepared:
             parts.append(dataclasses.replace(part, covariance=kept))
         return concatenate(parts)
 
-    def evaluated(self) -> tuple[Predictive, dict[str, float], int]:
-        """Predict the data, and say so if they were in the posterior's training data.
+    def evaluated(self) -> tuple[Predictive, dict[str, float], Watched]:
+        """Predict the data, and say so if the posterior was fitted to them or tuned on them.
 
         Returns:
-            All examples, what took how long, and how many were in the training data.
+            All examples, what took how long, and how many rows were known before.
         """
         start = time.perf_counter()
         batches = Watched(self.batches, self.la)
         predictive = self.predict(batches, "evaluate")
         seconds = {"predict": time.perf_counter() - start}
         batches.warn(self.console, self.config.data, "every figure flatters")
-        return predictive, seconds, batches.seen
+        if batches.tuned:
+            self.console.warn(
+                f"{batches.tuned} of {len(self.data)} rows in {self.config.data} were among those that the posterior "
+                "was tuned on (fit --validation): every figure flatters a little; give other rows."
+            )
+        return predictive, seconds, batches
 
     def document(self, figures: Mapping[str, Any], seconds: Mapping[str, float], **more: Any) -> dict[str, Any]:
         """Return what metrics.json holds.

@@ -19,11 +19,13 @@ class Watched:
         batches: The batches.
         la: The fitted estimator.
         seen: Rows so far that were in its training data.
+        tuned: Rows so far that its prior, temperature or noise were chosen on.
     """
 
     batches: Batches
     la: LaplaceLoRA
     seen: int = 0
+    tuned: int = 0
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -33,6 +35,7 @@ class Watched:
         """Yield the batches in order."""
         for batch in self.batches:
             self.seen += int(self.la.seen_in_fit(batch).sum())
+            self.tuned += int(self.la.seen_in_tuning(batch).sum())
             yield batch
 
     def warn(self, console: Console, source: Source | None, consequence: str) -> None:

@@ -11,7 +11,7 @@ from laplace_lora.curvature.kron_low_rank import KroneckerLowRankCurvature
 from laplace_lora.curvature.kronecker import KroneckerCurvature, TruncatedKroneckerCurvature
 from laplace_lora.curvature.low_rank import LowRankCurvature
 from laplace_lora.curvature.rows import RowCurvature
-from laplace_lora.curvature.tally import FitResult
+from laplace_lora.curvature.tally import FitResult, row_numbers
 from laplace_lora.curvature.train_check import TrainCheck, TrainCheckExamples
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "head_only",
     "input_digests",
     "require_rereadable",
+    "row_numbers",
 ]

@@ -24,6 +24,8 @@ class FitResult:
             or classes.
         inputs: (N,) int64 numbers that the examples' inputs are known by again, in ascending order.
         targets: Number of labelled tokens, where the likelihood is that of tokens; then ``accuracy`` is theirs.
+        tuned_on: (n,) int64 the same of the inputs of held-out data that prior, temperature or noise were chosen on
+            afterwards; None where there were none.
     """
 
     examples: int
@@ -32,6 +34,7 @@ class FitResult:
     accuracy: float | None
     inputs: Tensor
     targets: int | None = None
+    tuned_on: Tensor | None = None
 
     @property
     def nll(self) -> float | None:
@@ -47,7 +50,20 @@ class FitResult:
         Returns:
             (B,) bool.
         """
-        return torch.isin(digest_numbers(row_digests(rows)), self.inputs)
+        return torch.isin(row_numbers(rows), self.inputs)
+
+    def tuned(self, rows: ModelRows) -> Tensor:
+        """Say which examples of a batch were among the held-out examples that something was chosen on.
+
+        Args:
+            rows: The batch as the model sees it.
+
+        Returns:
+            (B,) bool.
+        """
+        numbers = row_numbers(rows)
+        known = torch.zeros(0, dtype=torch.int64) if self.tuned_on is None else self.tuned_on
+        return torch.isin(numbers, known)
 
 
 class Tally:
@@ -120,6 +136,18 @@ def _share_right(logits: Tensor, labels: Tensor) -> Tensor:
     rounding = 64.0 * torch.finfo(statistics_dtype(logits.dtype)).eps
     best = logits >= largest - rounding * largest.abs().clamp(min=1.0)
     return best.gather(1, labels.long()[:, None])[:, 0].double() / best.sum(dim=-1)
+
+
+def row_numbers(rows: ModelRows) -> Tensor:
+    """Return the numbers that a batch's inputs are known by again.
+
+    Args:
+        rows: The batch as the model sees it.
+
+    Returns:
+        (B,) int64, on the host.
+    """
+    return digest_numbers(row_digests(rows))
 
 
 def row_digests(rows: ModelRows) -> list[bytes]:

@@ -9,7 +9,7 @@ from laplace_lora.persistence.hub import (
     download_adapter,
     resolve_directory,
 )
-from laplace_lora.persistence.posterior import TRAINING_INPUTS, read_posterior, restored_readout
+from laplace_lora.persistence.posterior import TRAINING_INPUTS, TUNING_INPUTS, read_posterior, restored_readout
 from laplace_lora.persistence.state import InputFormat, SavedState, input_format_from
 from laplace_lora.persistence.summary import describe
 
@@ -20,6 +20,7 @@ __all__ = [
     "TRAINING_INPUTS",
     "STARTING_POINT_NAME",
     "TRAINING_NAME",
+    "TUNING_INPUTS",
     "InputFormat",
     "SavedState",
     "decisions_document",

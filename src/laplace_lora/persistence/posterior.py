@@ -18,6 +18,8 @@ from laplace_lora.structures import STRUCTURES
 
 #: Among the saved tensors, beside the posterior's own: what training inputs are known by again.
 TRAINING_INPUTS = "training_inputs"
+#: The same of held-out inputs that prior, temperature or noise were chosen on, where there were any.
+TUNING_INPUTS = "tuning_inputs"
 
 
 def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tuple[SavedState, Posterior, FitResult]:
@@ -48,13 +50,18 @@ def read_posterior(source: str | Path, device: torch.device | str = "cpu") -> tu
         raise PosteriorFileError(f"{folder / TENSORS_NAME} lacks {TRAINING_INPUTS!r}; fit and save it again.")
     if inputs.dtype != torch.int64 or tuple(inputs.shape) != (state.examples,):
         raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TRAINING_INPUTS!r} is malformed; fit and save it again.")
+    tuned_on = tensors.pop(TUNING_INPUTS, None)
+    if tuned_on is not None and (tuned_on.dtype != torch.int64 or tuned_on.dim() != 1):
+        raise PosteriorFileError(f"{folder / TENSORS_NAME}: {TUNING_INPUTS!r} is malformed; fit and save it again.")
     check_tensors(kind, state.matrices, tensors, str(folder / TENSORS_NAME))
     if mapped:
         posterior = kind.from_mapped(state.matrices, tensors)
     else:
         posterior = kind.from_tensors(state.matrices, {name: tensor.to(device) for name, tensor in tensors.items()})
     posterior.assign_groups(state.groups().index)
-    fitted = FitResult(state.examples, state.classes, state.log_likelihood, state.accuracy, inputs, state.targets)
+    fitted = FitResult(
+        state.examples, state.classes, state.log_likelihood, state.accuracy, inputs, state.targets, tuned_on
+    )
     return state, posterior, fitted
 
 
