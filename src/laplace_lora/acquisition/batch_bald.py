@@ -49,8 +49,9 @@ def batch_bald(
         points: Draws, S.
         configurations: Ways to label the chosen examples that are kept, M.
         memory_limit_bytes: Of the draws' probabilities, the configurations' weights and labels' probabilities given
-            them, the draws that are worked on together, and the axes of the covariance, with what finding them takes:
-            8 (S n K + 3 S M + 2 M n K + 4 S' n K + 8 (n K)^2) bytes, S' up to 1,024.
+            them, the draws that are worked on together, and the axes of the covariance,
+            8 (S n K + 3 S M + 2 M n K + 4 S' n K + (n K)^2) bytes, S' up to 1,024; and of what finding the axes takes
+            before, 64 (n K)^2.
 
     Returns:
         The batch.
@@ -81,8 +82,8 @@ def batch_bald(
 
 def _bytes(points: int, labels: int, configurations: int) -> int:
     """Count what is held, beside the covariance itself, at most: see :func:`batch_bald`."""
-    together = labels * (points + 2 * configurations + 4 * min(points, _BLOCK) + 8 * labels)
-    return 8 * (together + 3 * points * configurations)
+    together = labels * (points + 2 * configurations + 4 * min(points, _BLOCK) + labels)
+    return 8 * max(8 * labels**2, together + 3 * points * configurations)
 
 
 def _of_classes(p: Tensor, count: int, most: int) -> Batch:
@@ -131,14 +132,20 @@ def _kept(weights: Tensor, most: int, generator: torch.Generator) -> tuple[Tenso
 def _drawn_probabilities(joint: JointPredictive, points: int) -> Tensor:
     """Return (S, n, K) probabilities of S draws of all examples' logits together, along their principal axes."""
     mean, covariance = joint.averaged()
-    variances, axes = principal_axes(covariance.flatten(2).flatten(0, 1)[None])
-    order = variances[0].flip(0)
-    rank = max(1, int((order > 0.0).sum()))
-    root = (axes[0].flip(1) * order.sqrt())[:, :rank]
+    root = _root(covariance.flatten(2).flatten(0, 1))
+    rank = root.shape[1]
     p = mean.new_empty(points, *mean.shape)
     for normal, out in zip(_standard_normal(points, rank), p.split(_BLOCK), strict=True):
         out.copy_(torch.softmax(mean + (normal.to(root) @ root.mT).view(-1, *mean.shape), dim=2))
     return p
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Return R with R R^T the matrix, its columns the principal axes, the widest first; none of variance 0."""
+    variances, axes = principal_axes(matrix[None])
+    order = variances[0].flip(0)
+    rank = max(1, int((order > 0.0).sum()))
+    return axes[0].flip(1)[:, :rank] * order[:rank].sqrt()
 
 
 def _standard_normal(points: int, axes: int) -> Iterator[Tensor]:
