@@ -33,6 +33,8 @@ FACTOR_RANKS: dict[str, int] = {
 }
 #: Structures whose ``factor_rank`` is a number of directions of all weights together.
 _JOINT = ("low_rank", "kron_low_rank")
+#: Structures that are made of Kronecker factors.
+_KRONECKER = ("kron", "kron_svd", "ekfac", "kron_low_rank", "last_layer")
 #: Rules of the factors that make no basis of their own, and why.
 _NO_BASIS = {
     "reduce": "can leave of a factor nothing but rounding, which has arbitrary eigenvectors",
@@ -68,8 +70,9 @@ class LaplaceConfig:
         fisher: Which rows make up the GGN. ``exact``: all K-1 of every example (K-1 backward passes per
             batch). ``rademacher``: one random-sign combination of them (one backward pass). ``mc``: one
             label sampled from the model (one backward pass). ``empirical``: the data's own label (one backward pass;
-            not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes with
-            ``kron`` and ``diag``, else ``exact``; ``mc`` for the tokens of texts (``NextToken``).
+            not the GGN, and near 0 where the model fits the data). ``auto``: ``rademacher`` above 16 classes, but
+            ``exact`` with the structures ``exact`` and ``last_layer`` and wherever one backward pass gives all rows
+            (options, preferences); ``mc`` for the tokens of texts (``NextToken``).
         kfac: Scale and sharing rule of the Kronecker factors (``kron``, ``kron_svd``, ``ekfac``, ``last_layer``):
             ``fitted`` to the true per-example Jacobians, or K-FAC-``expand`` / K-FAC-``reduce``; ``official``, for
             comparison: ``expand`` with the inputs' factor divided by the number of examples, not of tokens, as in the
@@ -173,6 +176,11 @@ class LaplaceConfig:
             raise LaplaceLoRAError(
                 f"factor_rank={self.factor_rank} is a number of directions, and structure={self.structure!r} has none; "
                 f"leave it out, or use one of {', '.join(FACTOR_RANKS)}."
+            )
+        if self.kfac != "fitted" and self.structure not in _KRONECKER:
+            raise LaplaceLoRAError(
+                f"kfac={self.kfac!r} is a rule of Kronecker factors, and structure={self.structure!r} has none; leave "
+                f"it out, or use one of {', '.join(_KRONECKER)}."
             )
         if self.structure == "ekfac" and self.kfac in _NO_BASIS:
             raise LaplaceLoRAError(

@@ -156,6 +156,13 @@ def test_ranks_of_directions_and_of_factors() -> None:
     assert (LaplaceConfig(structure="low_rank").rank, LaplaceConfig().rank) == (200, 64)
 
 
+@pytest.mark.parametrize("structure", ["diag", "exact", "low_rank", "isotropic"])
+@pytest.mark.parametrize("kfac", ["expand", "reduce", "official"])
+def test_rules_of_factors_are_refused_where_there_are_none(structure: str, kfac: str) -> None:
+    with pytest.raises(LaplaceLoRAError, match=rf"kfac='{kfac}' is a rule of .* has none; leave it out, or use"):
+        LaplaceConfig(structure=structure, kfac=kfac)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("structure", ["diag", "exact"])
 def test_rank_of_a_structure_without_factors_is_refused(structure: str) -> None:
     with pytest.raises(LaplaceLoRAError, match=r"is a number of directions, and structure=.* has none; leave it out"):
