@@ -20,11 +20,12 @@ class Method:
     Attributes:
         score: Of single examples, in nats, the more the better; where there is a ``batch``, what candidates are taken
             by.
-        batch: Chooses a batch of candidates by what they share; None where examples are ranked one by one.
+        batch: Chooses a batch of candidates by what they share, called as :func:`batch_bald`; None where examples are
+            ranked one by one.
     """
 
     score: Callable[[Predictive], Tensor]
-    batch: Callable[[JointPredictive, int], Batch] | None = None
+    batch: Callable[..., Batch] | None = None
 
 
 METHODS: dict[str, Method] = {

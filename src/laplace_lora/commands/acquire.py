@@ -104,7 +104,7 @@ def acquire(config: AcquireConfig, console: Console) -> int:
         else:
             candidates = sorted(pool.best(most), key=lambda row: row.position)
             joint = la.predict_joint(_selected(batches, {row.position for row in candidates}))
-            batch = method.batch(joint, top or DEFAULT_TOP)
+            batch = method.batch(joint, top or DEFAULT_TOP, memory_limit_bytes=la.config.memory_limit_bytes)
             _say_batch(batch, len(candidates), console)
             chosen = [(candidates[i], gain) for i, gain in zip(batch.index, batch.gains, strict=True)]
         places = [(row.line, row.fields.get("id")) for row in open_rows(path, name)]
