@@ -10,7 +10,7 @@ from laplace_lora.acquisition.base import Batch
 from laplace_lora.acquisition.batch_bald import batch_bald
 from laplace_lora.acquisition.entropy import entropy
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.predictive import JointPredictive, Predictive
+from laplace_lora.predictive import Predictive
 
 
 @dataclasses.dataclass(frozen=True)
