@@ -91,7 +91,7 @@ class Collected:
         assert self.posterior is not None
         data = self.held_out("train", "global")
         gamma = float(self.posterior.effective_parameters(precision).sum())
-        if over_fitted(gamma, self.examples, data.mean.shape[1]):
+        if over_fitted(gamma, self.examples, data.mean.shape[1], self.posterior.joint):
             return 1.0
         return harmless_multiple(
             lambda multiple: predictive(data, precision * multiple, keeps_answers=True), data.labels

@@ -205,7 +205,7 @@ class Adapter:
         squared = torch.tensor([sum(self.moved[shape.name] for shape in posterior.shapes)], dtype=torch.float64)
         evidence = fixed_point(posterior, _ONE, squared).precision
         gamma = float(posterior.effective_parameters(evidence).sum())
-        if over_fitted(gamma, len(self.train), self.check.mean.shape[1]):
+        if over_fitted(gamma, len(self.train), self.check.mean.shape[1], posterior.joint):
             return evidence, 1.0, gamma
 
         def at(multiple: float) -> Predictive:

@@ -126,8 +126,8 @@ def by_evidence(
         return mean_predictive(fit.mean, fit.covariance, config, keeps_answers=harmless)
 
     if not harmless:
-        warning = priors.training_warning(at(1.0), check.labels, check.total, gamma)
-    elif not priors.over_fitted(gamma, check.total, fitted.classes):
+        warning = priors.training_warning(at(1.0), check.labels, check.total, gamma, posterior.joint)
+    elif not priors.over_fitted(gamma, check.total, fitted.classes, posterior.joint):
         raised = priors.harmless_multiple(at, check.labels)
     return Tuned(raised * scaled / scale, noise_variance, warning, raised=raised, keeps_answers=harmless)
 

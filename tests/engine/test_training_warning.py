@@ -169,9 +169,11 @@ def test_auto_does_a_sound_adapter_no_harm(seed: int, structure: str) -> None:
     assert float(la.prior_precision) < raised / 10.0
 
 
-def test_auto_leaves_the_evidence_of_an_over_fitted_adapter_alone() -> None:
+@pytest.mark.parametrize("structure", ["kron", "exact", "low_rank", "kron_low_rank"])
+def test_auto_leaves_the_evidence_of_an_over_fitted_adapter_alone(structure: str) -> None:
     train = _draw(200, 0, 4, 0.4)
-    la = LaplaceLoRA(_train(train, 0.01, 0), LaplaceConfig(progress=False, integration_points=64)).fit([train])
+    settings = LaplaceConfig(progress=False, integration_points=64, structure=structure)  # type: ignore[arg-type]
+    la = LaplaceLoRA(_train(train, 0.01, 0), settings).fit([train])
     la.tune_prior("auto")
     found = float(la.prior_precision)
     assert la.prior_raised == 1.0

@@ -63,8 +63,8 @@ def structures_each() -> str:
         cells = [
             f"{one['structures'][n]['tuners']['auto']['nll']:.3f}" if n in one["structures"] else "" for n in names
         ]
-        rows.append([one["case"], one["checkpoint"], f"{one['map']['nll']:.3f}", *cells])
-    return table(["case", "checkpoint", "map", *names], rows)
+        rows.append([one["case"], str(one["seed"]), one["checkpoint"], f"{one['map']['nll']:.3f}", *cells])
+    return table(["case", "seed", "checkpoint", "map", *names], rows)
 
 
 def structure_costs() -> str:

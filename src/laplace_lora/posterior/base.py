@@ -64,10 +64,12 @@ class Posterior(abc.ABC):
     Attributes:
         spectra: How the names of stored eigenvalues end.
         streams: Whether its state can stay in a file that is mapped into memory.
+        joint: Whether it sees curvature between matrices, so that its effective parameters are at most N (K-1).
     """
 
     spectra: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
 
     def __init__(self, shapes: Sequence[MatrixShape]) -> None:
         """Keep the shapes of the weight matrices.

@@ -38,6 +38,7 @@ class ExactPosterior(Posterior):
     """
 
     streams = True
+    joint = True
 
     def __init__(self, shapes: Sequence[MatrixShape], rows: Sequence[Tensor], on_disk: bool = False) -> None:
         """Keep the rows.

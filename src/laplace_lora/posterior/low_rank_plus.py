@@ -40,6 +40,7 @@ class LowRankPlusPosterior(Posterior):
     """
 
     structure: ClassVar[str]
+    joint = True
 
     def __init__(self, shapes: Sequence[MatrixShape], factors: Sequence[Tensor], rest: EigenPosterior) -> None:
         """Keep both parts.

@@ -26,6 +26,10 @@ _RAISED = tuple((10.0 ** torch.linspace(0.0, 6.0, 25, dtype=torch.float64)).toli
 # weights the data determined: fitting labels by heart takes nearly log K nats per example. Adapters with more
 # effective parameters than this share of N log K were over-fitted in the trials (docs/tuning.md).
 OVERFITTED_SHARE = 0.8
+# Structures that see curvature between matrices count directions that several matrices share once, where others count
+# them for every matrix: their gamma is smaller, and so is the share that tells the same adapters apart
+# (docs/structures.md).
+OVERFITTED_JOINT_SHARE = 0.46
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +83,9 @@ def training_fit(posterior: Posterior, precision: Tensor, examples: TrainCheckEx
     return TrainFit(examples.logits, torch.cat(covariances), examples.labels)
 
 
-def training_warning(predictive: Predictive, labels: Tensor, total: int, effective_parameters: float) -> str | None:
+def training_warning(
+    predictive: Predictive, labels: Tensor, total: int, effective_parameters: float, joint: bool
+) -> str | None:
     """Say so where a tuned prior explains the training data much worse than the trained adapter does.
 
     Args:
@@ -87,11 +93,12 @@ def training_warning(predictive: Predictive, labels: Tensor, total: int, effecti
         labels: (n,) their labels.
         total: Number of training examples they were drawn from.
         effective_parameters: gamma of the whole posterior under the tuned prior.
+        joint: Whether the posterior sees curvature between matrices.
 
     Returns:
         The warning, or None.
     """
-    if over_fitted(effective_parameters, total, predictive.mean.shape[-1]):
+    if over_fitted(effective_parameters, total, predictive.mean.shape[-1], joint):
         return None
     map_nll, nll = _map_nll(predictive, labels), mean_nll(predictive, labels)
     map_accuracy = float((predictive.map_probabilities.argmax(dim=-1) == labels).double().mean())
@@ -106,18 +113,20 @@ def training_warning(predictive: Predictive, labels: Tensor, total: int, effecti
     )
 
 
-def over_fitted(effective_parameters: float, total: int, classes: int) -> bool:
+def over_fitted(effective_parameters: float, total: int, classes: int, joint: bool) -> bool:
     """Say whether the data determine so many weights that they must have been learnt by heart.
 
     Args:
         effective_parameters: gamma of the whole posterior at the evidence's maximum.
         total: N training examples.
         classes: K.
+        joint: Whether the posterior sees curvature between matrices.
 
     Returns:
-        Whether gamma is above 0.8 N log K.
+        Whether gamma is above 0.8 N log K; of a joint posterior, above 0.46 N log K.
     """
-    return effective_parameters > OVERFITTED_SHARE * total * math.log(classes)
+    share = OVERFITTED_JOINT_SHARE if joint else OVERFITTED_SHARE
+    return effective_parameters > share * total * math.log(classes)
 
 
 def harmless_multiple(at: Callable[[float], Predictive], labels: Tensor) -> float:
