@@ -1,15 +1,18 @@
 """Training again: the same steps as the first training, and a model that is left bit by bit."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from laplace_lora.adapters.weights import adapter_state_dict
 from laplace_lora.data.collation import collate
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.readouts import ClassLogits
 from laplace_lora.retraining import Retraining
 from laplace_lora.training import TrainingSettings, fine_tune
@@ -99,3 +102,23 @@ def test_a_constant_rate_stays_what_it_is() -> None:
     more = nn.Parameter(torch.zeros(()))
     again(model, start)(trained=True, epochs=2, constant_rate=0.005, callbacks=[Watch()], parameters=[more])
     assert rates == [0.005] * 6
+
+
+def test_a_model_on_the_cpu_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU, the Trainer would move it, and the weights that are put back would be other memory."""
+    asked = []
+
+    def arguments(*args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["use_cpu"])
+        return TrainingArguments(*args, **kwargs)
+
+    monkeypatch.setattr("laplace_lora.training.TrainingArguments", arguments)
+    model, start = trained()
+    again(model, start)(trained=False)
+    assert asked == [False, True]
+
+
+def test_a_model_on_another_gpu_is_refused() -> None:
+    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=torch.device("cuda:1"))]))
+    with pytest.raises(LaplaceLoRAError, match="the model is on cuda:1; choose that GPU by CUDA_VISIBLE_DEVICES=1"):
+        again(model, {})(trained=False)

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from laplace_lora.adapters import moved_to
 from laplace_lora.adapters.active import active_adapter
 from laplace_lora.adapters.weights import adapter_state_dict, keys_by_parameter
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.readouts import Readout
 from laplace_lora.training import TokenRows, TrainingSettings, fine_tune
 
@@ -70,7 +71,16 @@ class Retraining:
 
         Returns:
             The adapter that came out.
+
+        Raises:
+            LaplaceLoRAError: The model is on another GPU than the first, from which the Trainer would move it.
         """
+        device = next(self.model.parameters()).device
+        if device.type == "cuda" and device.index:
+            raise LaplaceLoRAError(
+                f"training goes on on the first GPU, and the model is on {device}; choose that GPU by "
+                f"CUDA_VISIBLE_DEVICES={device.index}, and give --device cuda."
+            )
         more: dict[str, Any] = {} if seed is None else {"seed": seed}
         if epochs is not None:
             more |= {"epochs": epochs, "steps": None, "stop_after": None}
@@ -92,6 +102,8 @@ class Retraining:
                 callbacks=callbacks,
                 parameters=parameters,
                 progress=self.progress,
+                # Moved to a GPU, the model's weights would be other memory than those that are put back.
+                on_cpu=device.type == "cpu",
             )
             return {key: value.clone() for key, value in adapter_state_dict(self.model, adapter).items()}
 

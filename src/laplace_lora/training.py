@@ -136,6 +136,7 @@ def fine_tune(
     callbacks: Sequence[TrainerCallback] = (),
     parameters: Sequence[nn.Parameter] = (),
     progress: bool = True,
+    on_cpu: bool = False,
 ) -> None:
     """Train an adapter by maximum likelihood, in place.
 
@@ -152,6 +153,7 @@ def fine_tune(
         callbacks: Called by the Trainer, after its own.
         parameters: More of them, trained beside the adapter's at the same rate.
         progress: Whether to show a progress bar.
+        on_cpu: Whether to leave a GPU alone; the Trainer moves the model onto one that there is otherwise.
     """
     require_training()
     set_seed(settings.seed)
@@ -168,6 +170,7 @@ def fine_tune(
             max_grad_norm=settings.most_gradient,
             lr_scheduler_type="constant" if settings.constant_rate else "linear",
             seed=settings.seed,
+            use_cpu=on_cpu,
             save_strategy=every if validation or keep else "no",
             save_steps=settings.save_every or 500,
             eval_steps=settings.save_every,

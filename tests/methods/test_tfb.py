@@ -222,6 +222,14 @@ def test_a_smallest_sigma_that_is_too_large_is_taken_and_named() -> None:
     assert fitted.found["within"] is False
 
 
+def test_a_change_from_no_loss_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saturated adapter's loss on its own predictions is 0: results are JSON, which knows no infinity."""
+    losses = iter([0.0, *[0.1] * 6])
+    monkeypatch.setattr("laplace_lora.methods.tfb.negative_log_likelihood", lambda *_: next(losses))
+    fitted = WIDE.fit(subject_of(tiny_bert()))
+    assert fitted.found == {"sigma": 0.01, "change": None, "within": False}
+
+
 def test_forward_passes() -> None:
     model = tiny_bert()
     calls: list[int] = []

@@ -64,7 +64,7 @@ class CheckpointEnsemble(Method):
         if there < self.last:
             raise LaplaceLoRAError(
                 f"checkpoint_ensemble averages the last {self.last} checkpoints, and the training left {there}; "
-                "train with more of them, by TrainingSettings(save_every=...), or give a smaller last."
+                "train with more of them, by TrainingSettings(save_every=...) or --save-every, or give a smaller last."
             )
         return _Ensemble(subject, [subject.checkpoints[there - back] for back in range(self.last, 1, -1)])
 

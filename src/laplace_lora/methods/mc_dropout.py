@@ -63,7 +63,7 @@ class McDropout(Method):
         if not dropouts(subject.model):
             raise LaplaceLoRAError(
                 "mc_dropout needs dropout, and all of this model's is 0, so that every pass would be the same; train "
-                "the adapter with a dropout above 0, such as TrainingSettings(dropout=0.1)."
+                "the adapter with a dropout above 0, such as TrainingSettings(dropout=0.1) or --dropout 0.1."
             )
         return _Dropping(subject, self.samples)
 

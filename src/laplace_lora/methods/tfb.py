@@ -89,7 +89,7 @@ class Tfb(Method):
 
         Returns:
             ``samples`` forward passes per data set. ``found`` has ``sigma``, the relative ``change`` of the loss at
-            it, and ``within``, whether that is within tolerance.
+            it (None where the loss was 0 or is infinite), and ``within``, whether that is within tolerance.
 
         Raises:
             LaplaceLoRAError: True labels are asked for, and the training data has none.
@@ -113,7 +113,9 @@ class Tfb(Method):
 
 class _Noisy(Fitted):
     def __init__(self, subject: Subject, posterior: "Posterior", sigma: float, change: float, within: bool) -> None:
-        super().__init__(subject, _NUMBER_BYTES, {"sigma": sigma, "change": change, "within": within})
+        # A change from a loss of 0, or of an infinite one, is no number.
+        found = {"sigma": sigma, "change": change if math.isfinite(change) else None, "within": within}
+        super().__init__(subject, _NUMBER_BYTES, found)
         self._posterior, self._sigma = posterior, sigma
 
     def answer(self, loader: Loader) -> Answers:
