@@ -229,7 +229,16 @@ def test_the_command_line(bases: dict[str, Path], copies: Path, tmp_path: Path) 
         (("--tasks", "sst2", "--seeds", "1,1"), "names 1 twice"),
         (("--tasks", "sst2", "--checkpoints", "some"), "neither last nor all"),
         (("--tasks", "sst2", "--ood", "rte"), "write it as NAME=A,B"),
-        (("--tasks", "sst2", "--ood", "rte=sst2"), "rte is neither one of the methods nor one of --tasks"),
+        (("--tasks", "sst2", "--ood", "rte=sst2"), "--ood rte is none of --tasks"),
+        (("--tasks", "sst2", "--ood", "map=rte"), "--ood map is none of --tasks"),
+        (("--tasks", "sst2", "--only", "sst2=map"), "--only sst2 is none of the methods"),
+        (("--tasks", "sst2", "--only", "map=sstt2"), "--only map names sstt2, which is none of --tasks"),
+        (("--preset", "small", "--tasks", "rte", "--methods", "blob"), "leaves nothing to measure"),
+        (("--tasks", "sst2,SST2"), "names sst2 twice"),
+        (("--tasks", "sst2", "--seeds", "-1"), "seed -1 is none"),
+        (("--tasks", "sst2", "--seeds", "0,2000"), "those of seeds 0 and 2000 would share some"),
+        (("--tasks", "sst2", "--device", "cuda:77"), "cannot be used"),
+        (("--tasks", "sst2", "--methods", "swag", "--epochs", "1"), "sst2, seed 0: swag: swag collects 40 iterates"),
         (("--preset", "large"), "there is no grid 'large'"),
     ],
 )
@@ -246,6 +255,65 @@ def test_a_file_is_no_task(bases: dict[str, Path], copies: Path, tmp_path: Path)
     file.write_text('{"text": "a", "label": 0}\n')
     result = run("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path / "out", "--tasks", file)
     assert "is no task" in error_line(result)
+    result = run("bench", "--base", bases["bert"], "--out", tmp_path / "out", "--tasks", file)
+    assert "is no task" in error_line(result)
+
+
+def test_other_data_of_a_task_add_up(tmp_path: Path) -> None:
+    grid = {"base": "base", "methods": ("map",), "seeds": (0,), "out": tmp_path, "cache": tmp_path}
+    made = BenchConfig(**grid, tasks=("SST2", "ARC-Easy"), ood={"sst2": ("rte",), "SST2": ("mrpc",)})
+    assert made.tasks == ("sst2", "arc_easy")
+    assert made.ood == {"sst2": ("rte", "mrpc")}
+
+
+def test_a_method_by_itself_has_its_page(bases: dict[str, Path], copies: Path, tmp_path: Path) -> None:
+    """Those that are left out of some of the page's drawings, too; training leaves one checkpoint, which is said."""
+    for name in ("laplace_evidence", "softmax_twice"):
+        result = run(
+            *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path / name, "--tasks", "sst2"),
+            *("--methods", name, "--seeds", 0, "--epochs", 1, "--checkpoints", "all", "--max-length", 4, "--quiet"),
+            *("--cache", tmp_path / "cache", "--ood", "sst2=rte", "--ood", "sst2=mrpc"),
+        )
+        assert result.exit_code == 0, result.stderr
+        assert ("there is one checkpoint" in result.stderr) == (name == "laplace_evidence")
+        assert "inputs of sst2:validation are cut to 4 tokens" in result.stderr
+        page = (tmp_path / name / "report.html").read_text()
+        assert page.count("Risk-coverage curves on sst2") == (name == "laplace_evidence")
+        (line,) = read_lines(tmp_path / name / "results.jsonl")
+        assert set(line["ood"]) == {"rte", "mrpc"}
+        assert line["protocol"]["device"] == "cpu"
+        assert line["protocol"]["held_out"] == 0.2
+
+
+def test_what_is_not_wanted_is_not_trained(bases: dict[str, Path], copies: Path, tmp_path: Path) -> None:
+    bench(config(bases["bert"], copies, tmp_path, methods=("temperature",), ood={}, all_checkpoints=True), QUIET)
+    assert len(list((tmp_path / "cache" / "adapters").iterdir())) == 1
+
+
+def test_an_own_training_is_of_the_dtype(bases: dict[str, Path], copies: Path, tmp_path: Path) -> None:
+    """What is remembered of one dtype is not taken for another; methods of one dtype share it."""
+    for dtype, states in (("auto", 1), ("bfloat16", 2), ("auto", 2)):
+        changes = {"methods": ("blob_mean", "blob"), "ood": {}, "dtype": dtype}
+        bench(config(bases["bert"], copies, tmp_path, **changes), QUIET)
+        assert len(list((tmp_path / "cache" / "states").iterdir())) == states
+
+
+def test_an_interrupted_grid_says_what_it_kept(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("laplace_lora.methods.temperature.fit_temperature", fail)
+    result = run(
+        *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path / "out", "--tasks", "sst2"),
+        *("--methods", "map,temperature", "--seeds", 0, "--epochs", 1, "--quiet"),
+    )
+    assert result.exit_code == 130
+    kept = f"interrupted; what was done is kept in {tmp_path / 'out' / 'cache'}"
+    assert kept in result.stderr.splitlines()[-1]
+    assert [line["method"] for line in read_lines(tmp_path / "out" / "results.jsonl")] == ["map"]
+    assert not list((tmp_path / "out").rglob(".*"))
 
 
 def test_presets_are_grids(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ def test_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.job("map", "third"):
         now += 20.0
     assert progress.left() == 100.0 + 15.0
+    with progress.job("map", "known", cached=True):
+        now += 0.1
+    assert progress.left() == 100.0
     progress.close()
 
 

@@ -83,6 +83,13 @@ def test_what_was_not_measured_is_empty() -> None:
     assert [name for name, _ in metric_grid(lines, METRICS[4]).rows] == ["MAP"]
 
 
+def test_an_infinite_nll_is_not_left_out() -> None:
+    """JSON has no number for it; the mean of the other seeds would be no mean."""
+    lines = [line("map", seed=seed, nll=1.0) for seed in (0, 1)] + [line("swag", seed=seed, nll=0.5) for seed in (0, 1)]
+    lines[3]["figures"] |= {"nll": None, "impossible": 1}
+    assert metric_grid(lines, NLL).rows == [("MAP", [Cell("1.000", "0.000", True)]), ("SWAG", [Cell("infinite")])]
+
+
 def test_checkpoints_are_left_to_the_curves() -> None:
     early = line("map", nll=9.0) | {"checkpoint": "checkpoint-2", "step": 2}
     lines = [early, line("map", nll=1.0), line("map", seed=1, nll=2.0), line("llla")]
@@ -125,6 +132,18 @@ def test_costs() -> None:
     grid = cost_grid([line("map"), line("map", "rte")])
     assert [cell.mean for cell in grid.rows[0][1]] == ["0.5", "0.1", "0", "0.5", "5", "1", "0", "5", "80", "3", "1"]
     assert len(grid.columns) == 1 + len(grid.rows[0][1])
+
+
+def test_costs_are_of_what_all_methods_were_measured_on() -> None:
+    lines = [line("map"), line("map", "rte"), line("swag", "rte")]
+    lines[0]["stored_bytes"] = 0
+    grid = cost_grid(lines)
+    assert grid.title == "What methods cost, on what all were measured on: rte"
+    assert [cells[-1].mean for _, cells in grid.rows] == ["1", "1"]
+    assert cost_grid(lines[1:]).title == "What methods cost"
+    apart = cost_grid([lines[0], lines[2]])
+    assert "not comparable" in apart.title
+    assert [name for name, _ in apart.rows] == ["MAP", "SWAG"]
 
 
 GRID = Grid("A & B", ["method", "a_b", "c"], [("M, 5 %", [Cell("1.0", "0.2", True), Cell()])])

@@ -65,7 +65,8 @@ def bench_outside() -> str:
 
 def bench_costs() -> str:
     """What methods cost."""
-    return markdown(cost_grid(_lines()))
+    grid = cost_grid(_lines())
+    return f"**{grid.title}**\n\n{markdown(grid)}"
 
 
 def bench_verdict() -> str:

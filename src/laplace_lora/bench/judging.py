@@ -19,6 +19,7 @@ from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.bench.subjects import Asked, OpenedTraining, States
 from laplace_lora.bench.trainings import MOST, Training, Trainings
+from laplace_lora.commands.inputs import chosen_device
 from laplace_lora.commands.methods import as_wide
 from laplace_lora.evaluation import OUTPUTS_FILE, Outputs, ood_scores, save_outputs, score
 from laplace_lora.evaluation.outputs import FloatArray
@@ -73,6 +74,9 @@ class Judge:
         """
         self._config, self._store, self._trainings = config, store, trainings
         self._references = References(config, store, trainings)
+        # What draws on a GPU differs from what draws on the CPU. Keys of results on the CPU do not name it.
+        kind = chosen_device(config.device).type
+        self._device = {} if kind == "cpu" else {"device": kind}
 
     def document(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's result depends on.
@@ -100,6 +104,7 @@ class Judge:
             "ood": {name: rows_digest(trainings.other_rows(name)) for name in config.ood.get(cell.task, ())},
             "batch_size": config.batch_size,
             "dtype": config.dtype,
+            **self._device,
             "versions": versions(),
         }
 
@@ -192,7 +197,15 @@ class Judge:
 
     def _remembered(self, cell: Cell, name: str, make: Callable[[], State], spent: Spent) -> State:
         """Make a state once for all methods that name it alike; what it took counts for each of them."""
-        document = {"adapter": self._trainings.document(cell.training), "checkpoint": cell.checkpoint, "state": name}
+        # A state is trained in the dtype that the model is asked in; the checkpoint's own has no part in the key.
+        asked = {} if self._config.dtype == "auto" else {"dtype": self._config.dtype}
+        document = {
+            "adapter": self._trainings.document(cell.training),
+            "checkpoint": cell.checkpoint,
+            "state": name,
+            **asked,
+            **self._device,
+        }
         found = self._store.find("states", document)
         if found is not None:
             entry = self._store.entry(found)

@@ -48,7 +48,8 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
         "stored_bytes": entry["stored_bytes"],
         "training": adapter["settings"],
         "protocol": {key: adapter[key] for key in ("max_length", "prompts", "readout", "padding_side", "quantization")}
-        | {key: made_from[key] for key in ("batch_size", "dtype")},
+        | {key: made_from[key] for key in ("batch_size", "dtype")}
+        | {"device": made_from.get("device", "cpu"), "held_out": config.held_out, "revision": config.revision},
         "versions": made_from["versions"],
         "key": folder.name,
         COSTS: cost_of(entry),

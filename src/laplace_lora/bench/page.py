@@ -64,7 +64,7 @@ dots lie on the dashed line, or mostly within the grey boxes, where 95 % of perf
 <h2>What it costs</h2>
 <p class="note">Training, fit and tuning per training row, prediction per test row; a forward pass is that of one row,
 timed in the same process just before. Memory is what a method's fit and predictions took beyond what was there.</p>
-{html(cost_grid(last))}
+{_section(cost_grid(last))}
 <h2>How it was made</h2>
 <div class="scroll"><table class="details"><tbody>{closing}</tbody></table></div>
 </main>
@@ -78,27 +78,37 @@ def _section(grid: Any) -> str:
 
 
 def _drawings(task: str, lines: Sequence[Line], results: Path) -> str:
-    """Draw every method's reliability on a task, and the curves of risk and coverage of some of them."""
+    """Draw every method's reliability on a task, and the curves of risk and coverage of all but deliberate errors."""
     of_task = [line for line in lines if line["task"] == task]
     pooled = {
         line["method"]: _pooled([other for other in of_task if other["method"] == line["method"]], results)
         for line in of_task
     }
     titles = {line["method"]: line["title"] for line in of_task}
-    # More lines than colours tell nobody anything: variants of one method are left to the tables.
-    drawn = [name for name in pooled if name not in ERRORS and not name.startswith("laplace_")][: COLOURS - 1]
-    curves = {titles[name]: selective.risk_coverage(pooled[name][0].values, pooled[name][1]) for name in drawn}
-    classes = {titles[name]: f"c{index}" for index, name in enumerate(drawn)}
+    drawn = [name for name in pooled if name not in ERRORS]
+    classes = {titles[name]: f"c{index % (COLOURS - 1)}" for index, name in enumerate(drawn)}
+    # A drawing has no more lines than there are colours.
+    groups = [drawn[start : start + COLOURS - 1] for start in range(0, len(drawn), COLOURS - 1)]
     figures = "\n".join(
         _reliability(titles[name], value, classes.get(titles[name], f"c{COLOURS - 1}"))
         for name, value in pooled.items()
     )
+    curves = "\n".join(
+        _curves(
+            task,
+            {titles[name]: pooled[name] for name in group},
+            {titles[name]: classes[titles[name]] for name in group},
+        )
+        for group in groups
+    )
+    return f'<h3>{escape(task)}</h3>\n<div class="figures">{figures}</div>\n{curves}'
+
+
+def _curves(task: str, pooled: Mapping[str, Pooled], classes: Mapping[str, str]) -> str:
+    curves = {title: selective.risk_coverage(values.values, labels) for title, (values, labels) in pooled.items()}
     keys = "".join(f'<span class="key"><i class="{css}"></i>{escape(name)}</span>' for name, css in classes.items())
     picture = risk_coverage_svg(curves, classes, escape(f"Risk-coverage curves on {task}", quote=True))
-    return (
-        f'<h3>{escape(task)}</h3>\n<div class="figures">{figures}</div>\n'
-        f'<figure class="wide"><div class="legend">{keys}</div>{picture}</figure>'
-    )
+    return f'<figure class="wide"><div class="legend">{keys}</div>{picture}</figure>'
 
 
 def _pooled(lines: Sequence[Line], results: Path) -> Pooled:

@@ -36,12 +36,13 @@ class Progress:
         )
 
     @contextmanager
-    def job(self, kind: Hashable, about: str) -> Iterator[None]:
+    def job(self, kind: Hashable, about: str, *, cached: bool = False) -> Iterator[None]:
         """Do one job.
 
         Args:
             kind: Its kind.
             about: What the bar says.
+            cached: Whether it was done before, so that its time says nothing of those to come.
 
         Yields:
             Nothing.
@@ -49,12 +50,13 @@ class Progress:
         self._bar.set_postfix_str(f"{duration(self.left())} left; {about}")
         start = time.perf_counter()
         yield
-        self._took[kind].append(time.perf_counter() - start)
+        if not cached:
+            self._took[kind].append(time.perf_counter() - start)
         self._left[kind] -= 1
         self._bar.update()
 
     def left(self) -> float | None:
-        """Return the seconds left; None before any job is done."""
+        """Return the seconds left; None before any job is done that was not done before."""
         all_times = [seconds for times in self._took.values() for seconds in times]
         if not all_times:
             return None

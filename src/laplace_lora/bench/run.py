@@ -1,5 +1,7 @@
 """The grid: trainings and methods in order, each done once, results written as they come."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from laplace_lora.bench.trainings import MOST, Training, Trainings
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.settings import plain
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.training import require_training
 
 
@@ -51,10 +54,20 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
         for task, seed in runs:
             for training in _trainings(config, task, seed):
                 if not trainings.is_trained(training):
-                    with progress.job((task, "train"), f"training {training}"):
+                    with progress.job((task, "train"), f"training {training}"), _named(f"training {training}"):
                         trainings.folder(training)
                         references.of(training)
-            lines += _measured(config, judge, trainings, Training(task, seed), progress, lines)
+                else:
+                    references.of(training)  # of a run that was killed in between
+            training = Training(task, seed)
+            along = config.all_checkpoints and any(method.along_training for method in config.methods_on(task))
+            steps = checkpoints(trainings.folder(training)) if along else []
+            if len(steps) == 1:
+                console.warn(
+                    f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
+                    "--save-every, or more --epochs."
+                )
+            lines += _measured(config, judge, trainings, training, steps, progress, lines)
     finally:
         progress.close()
     about = {**plain(config), **versions(), **machine(), "command": command()}
@@ -66,8 +79,9 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
 def _trainings(config: BenchConfig, task: str, seed: int) -> list[Training]:
     """Return the adapters that a run needs, its own first."""
     methods = config.methods_on(task)
-    others = max((method.needs_others for method in methods), default=0)
-    found = [Training(task, seed + OTHER_SEEDS * index) for index in range(others + 1)]
+    on_all = [method for method in methods if not method.needs_held_out]
+    others = max((method.needs_others for method in on_all), default=0)
+    found = [Training(task, seed + OTHER_SEEDS * index) for index in range(others + 1)] if on_all else []
     return found + ([Training(task, seed, MOST)] if any(method.needs_held_out for method in methods) else [])
 
 
@@ -76,13 +90,13 @@ def _measured(
     judge: Judge,
     trainings: Trainings,
     training: Training,
+    steps: list[tuple[str, int]],
     progress: Progress,
     before: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Measure all methods on one run, and write all lines up to it after every result."""
     methods = config.methods_on(training.task)
     most_others = max((method.needs_others for method in methods), default=0)
-    steps = checkpoints(trainings.folder(training)) if config.all_checkpoints else []
     done: dict[str, list[dict[str, Any]]] = {}
     opened: dict[Training, OpenedTraining] = {}
     # Methods on the same adapter one after the other: it is opened once, and one model is held at a time.
@@ -91,19 +105,29 @@ def _measured(
         if method.along_training:
             # The last checkpoint is the adapter itself.
             cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
-        with progress.job((training.task, method.name), str(cells[-1])):
+        found = [judge.find(cell) for cell in cells]
+        with progress.job((training.task, method.name), str(cells[-1]), cached=all(found)):
             done[method.name] = []
-            for cell in cells:
-                folder = judge.find(cell)
+            for cell, folder in zip(cells, found, strict=True):
                 if folder is None:
                     if cell.training not in opened:
                         opened.clear()
                         opened[cell.training] = OpenedTraining.of(cell.training, trainings, config, most_others)
-                    folder = judge.measure(cell, opened[cell.training])
+                    with _named(f"{cell}", " Or leave the method out, by --methods or --only."):
+                        folder = judge.measure(cell, opened[cell.training])
                 done[method.name].append(line_of(cell, folder, config))
         lines = [line for method in methods for line in done.get(method.name, ())]
         write_lines(config.out / RESULTS_NAME, [*before, *lines])
     return [line for method in methods for line in done[method.name]]
+
+
+@contextlib.contextmanager
+def _named(job: str, remedy: str = "") -> Iterator[None]:
+    """Say in an error which of the grid's jobs it ended; what was done before is kept."""
+    try:
+        yield
+    except LaplaceLoRAError as error:
+        raise LaplaceLoRAError(f"{job}: {error}{remedy}") from error
 
 
 def checkpoints(adapter: Path) -> list[tuple[str, int]]:

@@ -1,15 +1,17 @@
 """What a benchmark is told: base, tasks, methods, seeds, and how adapters are trained."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.methods.table import METHODS, Method
+from laplace_lora.tasks import find_task, is_task
 from laplace_lora.training import TrainingSettings
 
 #: Seeds of an ensemble's other adapters: the run's own, and so many further.
 OTHER_SEEDS = 1000
+_LAST_SEED = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class BenchConfig:
 
     Attributes:
         base: Folder or hub id of the base model.
-        tasks: Names of tasks.
+        tasks: Names of tasks, in any spelling; kept in that of the table of tasks.
         methods: Names of methods.
         seeds: Of training, one run each.
         out: Folder for results.jsonl, the tables and the page.
@@ -68,11 +70,18 @@ class BenchConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse an empty grid, unknown methods, and what is named twice.
+        """Refuse an empty grid, unknown names, what is named twice, and seeds that generators do not take.
 
         Raises:
             LaplaceLoRAError: Something is.
         """
+        object.__setattr__(self, "tasks", tuple(map(_task, self.tasks)))
+        ood: dict[str, tuple[str, ...]] = {}
+        for name, values in self.ood.items():
+            ood[_task(name)] = (*ood.get(_task(name), ()), *values)
+        object.__setattr__(self, "ood", ood)
+        only = {name: tuple(map(_task, values)) for name, values in self.only.items()}
+        object.__setattr__(self, "only", only)
         for name in ("tasks", "methods", "seeds"):
             values = getattr(self, name)
             if not values:
@@ -83,11 +92,38 @@ class BenchConfig:
         for name in self.methods:
             if name not in METHODS:
                 raise LaplaceLoRAError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
-        for name in (*self.only, *self.ood):
-            if name not in METHODS and name not in self.tasks:
-                raise LaplaceLoRAError(f"{name} is neither one of the methods nor one of --tasks; check its name.")
+        for name in self.ood:
+            if name not in self.tasks:
+                raise LaplaceLoRAError(f"--ood {name} is none of --tasks; name a task of the grid, and its other data.")
+        for name, values in only.items():
+            if name not in METHODS:
+                raise LaplaceLoRAError(f"--only {name} is none of the methods; choose from {', '.join(METHODS)}.")
+            unknown = next((value for value in values if value not in self.tasks), None)
+            if unknown is not None:
+                raise LaplaceLoRAError(f"--only {name} names {unknown}, which is none of --tasks; check its name.")
+        if not any(self.methods_on(task) for task in self.tasks):
+            raise LaplaceLoRAError(
+                f"--only leaves nothing to measure: {', '.join(self.methods)} on none of {', '.join(self.tasks)}; name "
+                "other tasks or methods, or confine these to others."
+            )
+        self._check_seeds()
         if not 0.0 < self.held_out < 1.0:
             raise LaplaceLoRAError(f"held_out={self.held_out} is no share of the rows; give one between 0 and 1.")
+
+    def _check_seeds(self) -> None:
+        others = max((METHODS[name].needs_others for name in self.methods), default=0)
+        for seed in self.seeds:
+            if not 0 <= seed <= _LAST_SEED - OTHER_SEEDS * others:
+                raise LaplaceLoRAError(
+                    f"seed {seed} is none that all generators take; give 0 to {_LAST_SEED - OTHER_SEEDS * others}."
+                )
+            apart = range(OTHER_SEEDS, OTHER_SEEDS * (others + 1), OTHER_SEEDS)
+            shared = next((other for other in self.seeds if other - seed in apart), None)
+            if shared is not None:
+                raise LaplaceLoRAError(
+                    f"an ensemble's other adapters have seeds {OTHER_SEEDS} apart, so that those of seeds {seed} and "
+                    f"{shared} would share some; give other seeds."
+                )
 
     def methods_on(self, task: str) -> list[Method]:
         """Return the methods that are measured on a task, in their order.
@@ -99,6 +135,11 @@ class BenchConfig:
             The methods.
         """
         return [METHODS[name] for name in self.methods if task in self.only.get(name, self.tasks)]
+
+
+def _task(name: str) -> str:
+    """Return the one name of a task; what is none keeps its own, and is refused where its rows are wanted."""
+    return find_task(name).name if is_task(name) else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +167,34 @@ class BenchPreset:
     examples: int | None = None
     test_examples: int | None = None
     changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def ood_of(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the other data of tasks that are in the grid.
+
+        Args:
+            tasks: Their names, in any spelling.
+
+        Returns:
+            Sources by task.
+        """
+        return {name: values for name, values in self.ood.items() if name in map(_task, tasks)}
+
+    def only_of(self, tasks: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Return the tasks of the grid that methods are confined to.
+
+        Args:
+            tasks: Names of the grid's, in any spelling.
+            methods: Names of the grid's.
+
+        Returns:
+            Tasks by method; none at all where those of a method are not in the grid.
+        """
+        known = [*map(_task, tasks)]
+        return {
+            name: tuple(value for value in values if value in known)
+            for name, values in self.only.items()
+            if name in methods
+        }
 
 
 _PAPER_TASKS = ("winogrande_s", "arc_challenge", "arc_easy", "winogrande_m", "openbookqa", "boolq")

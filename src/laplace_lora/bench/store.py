@@ -1,8 +1,10 @@
 """A cache of folders by content key. An entry is there whole or not at all, whenever the process is killed."""
 
 import contextlib
+import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,11 @@ from laplace_lora.errors import OutputError
 #: What an entry was made from, and what is known of it.
 ENTRY_NAME = "entry.json"
 _PARTIAL = ".partial-"
+
+
+def _host() -> str:
+    """Return a name for this machine without dashes."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 class Store:
@@ -64,7 +71,7 @@ class Store:
         folder = self.root / kind / content_key(document)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{os.getpid()}-", dir=folder.parent))
+            staged = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{os.getpid()}-{_host()}-", dir=folder.parent))
         except OSError as error:
             raise OutputError(f"{folder} cannot be made ({error.strerror}); give another --cache.") from error
         try:
@@ -93,9 +100,12 @@ class Store:
 
 
 def _in_use(folder: Path) -> bool:
-    """Say whether the process that makes a folder is still running here."""
+    """Say whether the process that makes a folder may still be running, here or on another machine."""
+    process, *rest = folder.name.removeprefix(_PARTIAL).split("-")
+    if len(rest) > 1 and rest[0] != _host():
+        return True  # of another machine nothing is known
     try:
-        os.kill(int(folder.name.removeprefix(_PARTIAL).partition("-")[0]), 0)
+        os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):
         return False
     except PermissionError:

@@ -1,7 +1,7 @@
 """An adapter of a benchmark, opened with its data: what methods are fitted to and asked about."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ class OpenedTraining:
         form = opened.complete(given, data)
         seeds = [training.seed + OTHER_SEEDS * (index + 1) for index in range(others)]
         start = load_file(folder / STARTING_POINT_NAME)
-        found = _Data(opened, form, config.batch_size, Console(quiet=True))
+        found = _Data(opened, form, config.batch_size, trainings.warn_once)
         return cls(
             training,
             folder,
@@ -173,10 +173,17 @@ class _Data:
     opened: OpenAdapter
     form: InputFormat
     batch_size: int
-    console: Console
+    warn: Callable[[str], None]
 
     def batches(self, file: DataFile) -> list[Batch]:
-        return list(self.opened.encoder(self.form).batches(file, self.batch_size))
+        encoder = self.opened.encoder(self.form)
+        found = list(encoder.batches(file, self.batch_size))
+        if encoder.truncated:
+            self.warn(
+                f"{encoder.truncated} of {len(file)} inputs of {file.name} are cut to {encoder.max_length} tokens, at "
+                f"their {encoder.cut_at}; --max-length says how many are kept."
+            )
+        return found
 
     def labelled(self, source: Any) -> Asked:
         file = self.opened.scan(source, self.form, "required")
@@ -185,7 +192,7 @@ class _Data:
         return self._asked(file)
 
     def outside(self, source: Any) -> Asked:
-        found = scan_outside(self.opened, self.form, source, self.console)
+        found = scan_outside(self.opened, self.form, source, Console(quiet=True))
         return self._asked(found.file, found.labels_ignored)
 
     def _asked(self, file: DataFile, labels_ignored: str | None = None) -> Asked:

@@ -64,8 +64,23 @@ def metric_grid(lines: Iterable[Line], metric: Metric) -> Grid:
         The table; a cell is empty where a method was not measured.
     """
     chosen = at_the_end(lines)
-    values = _by_seed(chosen, lambda line: line["figures"][metric.name])
+    values = _by_seed(chosen, lambda line: figure_of(line["figures"], metric))
     return _grid(metric.title, chosen, list(dict.fromkeys(line["task"] for line in chosen)), values, metric)
+
+
+def figure_of(figures: Mapping[str, float | None], metric: Metric) -> float | None:
+    """Return a figure of a result.
+
+    Args:
+        figures: Of a line.
+        metric: Which.
+
+    Returns:
+        The figure; infinite for an NLL of labels that have no probability, which JSON has no number for; None where
+        it is not defined.
+    """
+    value = figures.get(metric.name)
+    return math.inf if value is None and metric.name == "nll" and figures.get("impossible") else value
 
 
 def outside_grids(lines: Iterable[Line]) -> list[Grid]:
@@ -115,7 +130,7 @@ def shifted_grids(lines: Iterable[Line]) -> list[Grid]:
             values = {(line["method"], name): {} for line in of_task for name in sets}  # type: dict[tuple[str, str], dict[int, float]]
             for line in of_task:
                 for name in sets:
-                    value = line["ood"][name].get("figures", {}).get(metric.name)
+                    value = figure_of(line["ood"][name].get("figures", {}), metric)
                     if value is not None:
                         values[line["method"], name][line["seed"]] = value
             kept = {key: by_seed for key, by_seed in values.items() if by_seed}
@@ -124,7 +139,7 @@ def shifted_grids(lines: Iterable[Line]) -> list[Grid]:
 
 
 def cost_grid(lines: Iterable[Line]) -> Grid:
-    """Collect what methods cost, mean over tasks and seeds.
+    """Collect what methods cost, mean over tasks and seeds: those that all methods were measured on, if there are any.
 
     Args:
         lines: Of results.jsonl.
@@ -134,19 +149,31 @@ def cost_grid(lines: Iterable[Line]) -> Grid:
         forward passes of one row, all stages together, memory and bytes.
     """
     chosen = at_the_end(lines)
+    runs = [{_run(line) for line in chosen if line["method"] == method} for method in _titles(chosen)]
+    shared = set.intersection(*runs) if runs else set()
+    title = "What methods cost"
+    if shared and shared != {_run(line) for line in chosen}:
+        chosen = [line for line in chosen if _run(line) in shared]
+        title += f", on what all were measured on: {', '.join(dict.fromkeys(line['task'] for line in chosen))}"
+    elif not shared:
+        title += ", each on tasks of its own: rows are not comparable"
     columns = ["method"]
     columns += [f"{stage}, s per row" for stage in STAGES] + [f"{stage}, forward passes per row" for stage in STAGES]
     columns += ["all, forward passes", "peak memory, MiB", "stored, MiB"]
     rows = []
-    for method, title in _titles(chosen).items():
+    for method, name in _titles(chosen).items():
         of_method = [line for line in chosen if line["method"] == method]
         cells = [Cell(_short(_mean(per_row(line, stage, "seconds") for line in of_method))) for stage in STAGES]
         cells += [Cell(_short(_mean(per_row(line, stage, "forward_passes") for line in of_method))) for stage in STAGES]
         cells.append(Cell(_short(_mean(sum(line[COSTS]["forward_passes"].values()) for line in of_method))))
         cells.append(Cell(_short(_mean(line[COSTS]["peak_memory_bytes"] / _MIB for line in of_method))))
         cells.append(Cell(_short(_mean(line["stored_bytes"] / _MIB for line in of_method))))
-        rows.append((title, cells))
-    return Grid("What methods cost", columns, rows)
+        rows.append((name, cells))
+    return Grid(title, columns, rows)
+
+
+def _run(line: Line) -> tuple[str, int]:
+    return line["task"], line["seed"]
 
 
 def per_row(line: Line, stage: str, unit: str) -> float:
@@ -184,10 +211,14 @@ def best(column: Mapping[str, Mapping[int, float]], metric: Metric) -> set[str]:
         metric: What is compared.
 
     Returns:
-        Their names; of methods that have all seeds of the column.
+        Their names; of methods that have all seeds of the column, and finite figures.
     """
     seeds = {seed for found in column.values() for seed in found}
-    rivals = {name: found for name, found in column.items() if name not in ERRORS and set(found) == seeds}
+    rivals = {
+        name: found
+        for name, found in column.items()
+        if name not in ERRORS and set(found) == seeds and all(map(math.isfinite, found.values()))
+    }
     if not rivals:
         return set()
     sign = -1.0 if metric.more_is_better else 1.0
@@ -232,6 +263,8 @@ def _grid(
 
 
 def _cell(values: Mapping[int, float], marked: bool, metric: Metric) -> Cell:
+    if not all(map(math.isfinite, values.values())):
+        return Cell("infinite")
     deviation = metric.written(statistics.stdev(values.values())) if len(values) > 1 else ""
     return Cell(metric.written(statistics.fmean(values.values())), deviation, marked)
 

@@ -16,6 +16,7 @@ from laplace_lora.commands.readout_choice import ReadoutWish
 from laplace_lora.commands.settings import plain
 from laplace_lora.commands.sources import EVALUATION, open_source
 from laplace_lora.commands.train import TrainConfig, train
+from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.tasks import TaskSplit
 
 #: Of the training rows: all of them, or those before the held-out ones.
@@ -57,6 +58,17 @@ class Trainings:
         self._console = Console(quiet=True, json_log=console.json_log)
         self._identity = model_identity(config.base, config.revision)
         self._documents: dict[Training, dict[str, Any]] = {}
+        self._warned: set[str] = set()
+
+    def warn_once(self, message: str) -> None:
+        """Warn of what every adapter of a task would say again.
+
+        Args:
+            message: One line.
+        """
+        if message not in self._warned:
+            self._warned.add(message)
+            self._console.warn(message)
 
     def rows(self, task: str, part: str) -> TaskSplit:
         """Return training rows.
@@ -191,5 +203,10 @@ class Trainings:
 
     def _open(self, text: str, default: str) -> TaskSplit:
         found = open_source(text, default, self._config.data_dir, self._config.prompts)
-        assert isinstance(found, TaskSplit)  # settings refuse files
+        if not isinstance(found, TaskSplit):
+            name = text.partition(":")[0]
+            raise LaplaceLoRAError(
+                f"{name} is no task but the name of a file, which has no splits; choose a task (laplace-lora tasks), "
+                "or run elsewhere if the file hides a task of that name."
+            )
         return found

@@ -1,6 +1,5 @@
 """``laplace-lora bench``: options in, a grid out. What is not said comes from the preset, or else from defaults."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +90,8 @@ def bench(
 
     What has been done is kept by what it depends on: a run that was interrupted goes on where it was.
     """
-    with session(quiet, json_log) as console:
+    kept = f"what was done is kept in {cache or out / 'cache'}, and the same command goes on from there."
+    with session(quiet, json_log, kept) as console:
         from laplace_lora.training import require_training
 
         require_training()  # what training needs, the benchmark imports
@@ -122,8 +122,8 @@ def bench(
             out=out,
             cache=cache or out / "cache",
             data_dir=data_dir,
-            ood=_lists("--ood", ood) if ood is not None or chosen is None else _of(chosen.ood, wanted),
-            only=_lists("--only", only) if only is not None or chosen is None else _of(chosen.only, measured),
+            ood=_lists("--ood", ood) if ood is not None or chosen is None else chosen.ood_of(wanted),
+            only=_lists("--only", only) if only is not None or chosen is None else chosen.only_of(wanted, measured),
             training=training_settings(
                 training, changes | {name: value for name, value in given.items() if value is not None}
             ),
@@ -158,17 +158,12 @@ def _numbers(text: str | None) -> tuple[int, ...]:
         raise LaplaceLoRAError(f"--seeds {text} are no whole numbers; write them as 0,1,2.") from None
 
 
-def _of(lists: Mapping[str, tuple[str, ...]], names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """Keep of a preset's lists those of names that are in the grid."""
-    return {name: values for name, values in lists.items() if name in names}
-
-
 def _lists(option: str, texts: list[str] | None) -> dict[str, tuple[str, ...]]:
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for text in texts or ():
         name, equals, values = text.partition("=")
         names = options.split_names(values) if equals else None
         if not name or not names:
             raise LaplaceLoRAError(f"{option} {text} is no list; write it as NAME=A,B.")
-        found[name] = names
+        found[name] = (*found.get(name, ()), *names)
     return found

@@ -20,12 +20,13 @@ TRACEBACK = "LAPLACE_LORA_TRACEBACK"
 
 
 @contextmanager
-def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
+def session(quiet: bool, json_log: bool, kept: str = "nothing was written.") -> Iterator["Console"]:
     """Run a verb; whatever goes wrong ends in one line on standard error.
 
     Args:
         quiet: No messages but warnings.
         json_log: Messages as JSON.
+        kept: What a verb that is interrupted leaves behind.
 
     Yields:
         Where the verb's messages go.
@@ -49,10 +50,10 @@ def session(quiet: bool, json_log: bool) -> Iterator["Console"]:
         with _ended_politely(), console.warnings_as_lines():
             yield console
     except _Terminated:
-        console.error("asked to end; nothing was written.")
+        console.error(f"asked to end; {kept}")
         raise SystemExit(TERMINATED) from None
     except KeyboardInterrupt:
-        console.error("interrupted; nothing was written.")
+        console.error(f"interrupted; {kept}")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         # Whoever read standard output has left. Python would complain once more while flushing it.

@@ -245,7 +245,7 @@ def open_adapter(
     """
     if source.dtype not in _DTYPES:
         raise LaplaceLoRAError(f"dtype {source.dtype!r} is not known; choose one of {', '.join(_DTYPES)}.")
-    device = _device(source.device)
+    device = chosen_device(source.device)
     adapter = local_or_hub(source.adapter)
     dtype = source.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     quantization = source.quantization or trained_quantization(download_adapter(adapter))
@@ -369,7 +369,18 @@ def default_padding_side(model: nn.Module, tokenizer: Any) -> str:
     return str(tokenizer.padding_side) if is_causal(model) else "right"
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """Find the device that is meant.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:1``; or ``auto``, a GPU if there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        UnsupportedInputError: It cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
