@@ -273,6 +273,8 @@ ALLOWED = {
     ("methods/tfb.py", "Tfb.fit"),  # of Logits
     ("methods/forward.py", "member_probabilities"),  # of the logits that a readout has just read from the model
     ("methods/laplace.py", "_Twice.answer"),  # of probabilities: the error that softmax_twice is there to show
+    ("methods/table.py", ""),  # that error's name
+    ("methods/variational.py", "kl_step"),  # powers of standard deviations
     ("commands/methods.py", "methods_of"),  # of Logits, at the fitted temperature
 }
 _SUSPICIOUS = {"exp", "exp2", "expm1", "expit", "sigmoid", "softmin", "logsumexp", "logaddexp", "pow", "float_power"}
