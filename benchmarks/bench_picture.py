@@ -31,7 +31,8 @@ def main() -> None:
     found = json.loads((RESULTS / "bench_small.json").read_text(encoding="utf-8"))["results"]
     PICTURES.mkdir(parents=True, exist_ok=True)
     compared(found["small"]["lines"], PICTURES / "bench.png")
-    along(found["along"]["lines"], PICTURES / "bench_along.png")
+    if "along" in found:
+        along(found["along"]["lines"], PICTURES / "bench_along.png")
 
 
 def compared(lines: list[Line], path: Path) -> None:
@@ -64,6 +65,9 @@ def compared(lines: list[Line], path: Path) -> None:
         axis.set_axisbelow(True)
         axis.axvline(1.0 if "cost" in title else 0.0, color="#333333", lw=0.8)
     axes[2].set_xscale("log")
+    axes[2].xaxis.set_major_locator(plt.FixedLocator([1, 2, 3, 5, 10, 20]))
+    axes[2].xaxis.set_major_formatter("{x:g}")
+    axes[2].xaxis.set_minor_locator(plt.NullLocator())
     axes[0].set_yticks(range(len(titles)), list(titles.values()), fontsize=9)
     axes[0].invert_yaxis()
     handles = [

@@ -120,8 +120,8 @@ def _lines() -> list[dict[str, Any]]:
 
 
 def _with_error(values: list[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):+.3f} ± {error:.3f}"
+    mean = f"{statistics.fmean(values):+.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}"
 
 
 def _plain(text: str) -> str:

@@ -60,6 +60,7 @@ class Spent:
     Attributes:
         forward: Seconds of a forward pass of one row, just before.
         stopwatch: Takes what the method does itself.
+        peak: Most bytes that something took which was made before.
     """
 
     def __init__(self, forward: float) -> None:
@@ -68,17 +69,19 @@ class Spent:
         Args:
             forward: Seconds of a forward pass of one row.
         """
-        self.forward, self.stopwatch = forward, Stopwatch()
+        self.forward, self.stopwatch, self.peak = forward, Stopwatch(), 0
         self._before: list[tuple[float, float]] = []
 
-    def add_training(self, seconds: float, forward: float) -> None:
+    def add_training(self, seconds: float, forward: float, peak: int = 0) -> None:
         """Add a training that was done before.
 
         Args:
             seconds: What it took.
             forward: Seconds of a forward pass of one row then.
+            peak: Most bytes that it took, where it was the method's own.
         """
         self._before.append((seconds, forward))
+        self.peak = max(self.peak, peak)
 
     def to_dict(self) -> dict[str, Any]:
         """Return both as JSON values, by stage.

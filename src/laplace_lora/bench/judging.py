@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -172,11 +173,12 @@ class Judge:
             "ood": {key: _told_apart(name, answers, answer, opened.outside[key]) for key, answer in outside.items()},
             "found": fitted.found,
             "stored_bytes": fitted.stored_bytes,
-            "peak_memory_bytes": memory.peak,
+            "peak_memory_bytes": max(memory.peak, spent.peak),
             **self._costs(cell, spent),
         }
 
     def _subject(self, cell: Cell, opened: OpenedTraining, spent: Spent) -> Subject:
+        device = next(opened.opened.model.parameters()).device
         folders = opened.checkpoints
         if cell.checkpoint != LAST:
             names = [folder.name for folder in folders]
@@ -190,12 +192,14 @@ class Judge:
             States(folders),
             opened.others[: cell.method.needs_others],
             opened.retrain,
-            lambda name, make: self._remembered(cell, name, make, spent),
+            lambda name, make: self._remembered(cell, name, make, spent, device),
             cell.seed,
             spent.stopwatch,
         )
 
-    def _remembered(self, cell: Cell, name: str, make: Callable[[], State], spent: Spent) -> State:
+    def _remembered(
+        self, cell: Cell, name: str, make: Callable[[], State], spent: Spent, device: torch.device
+    ) -> State:
         """Make a state once for all methods that name it alike; what it took counts for each of them."""
         # A state is trained in the dtype that the model is asked in; the checkpoint's own has no part in the key.
         asked = {} if self._config.dtype == "auto" else {"dtype": self._config.dtype}
@@ -209,13 +213,15 @@ class Judge:
         found = self._store.find("states", document)
         if found is not None:
             entry = self._store.entry(found)
-            spent.add_training(entry["seconds"], entry["forward_seconds_per_row"])
+            spent.add_training(entry["seconds"], entry["forward_seconds_per_row"], entry["peak_memory_bytes"])
             return load_file(found / _STATE_FILE)
         about: dict[str, Any] = {"state": name, "forward_seconds_per_row": spent.forward}
+        memory = Memory()
         with self._store.made("states", document, about) as staged:
             start = time.perf_counter()
-            state = make()
-            about["seconds"] = time.perf_counter() - start
+            with memory.watched(device):
+                state = make()
+            about |= {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.peak}
             save_file({key: value.contiguous() for key, value in state.items()}, staged / _STATE_FILE)
         return state
 

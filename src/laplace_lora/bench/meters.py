@@ -1,6 +1,8 @@
 """What a method takes: the most memory beyond what was there before it."""
 
 import contextlib
+import ctypes
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -37,6 +39,7 @@ class Memory:
             self.peak = torch.cuda.max_memory_allocated(device) - before
             return
         process, done = psutil.Process(), threading.Event()
+        _give_back()
         before = process.memory_info().rss
 
         def look() -> None:
@@ -50,3 +53,10 @@ class Memory:
         finally:
             done.set()
             thread.join()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: what earlier work has left would hide what the next takes."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not every system's allocator can be asked
+        ctypes.CDLL(None).malloc_trim(0)
