@@ -250,6 +250,27 @@ def test_refusals(
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
+def test_a_method_that_refuses_does_not_hold_up_the_others(
+    bases: dict[str, Path], copies: Path, tmp_path: Path
+) -> None:
+    result = run(
+        *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path / "out", "--tasks", "sst2"),
+        *("--methods", "map,swag,laplace", "--seeds", "0,1", "--epochs", 1, "--max-length", 20, "--quiet"),
+    )
+    said = error_line(result)
+    assert "everything else is written, and 2 results could not be had" in said
+    assert "sst2, seed 0: swag: swag collects 40 iterates" in said
+    assert sum(line.startswith("warning: sst2, seed ") for line in result.stderr.splitlines()) == 2
+    lines = read_lines(tmp_path / "out" / "results.jsonl")
+    assert [(line["method"], line["seed"]) for line in lines] == [
+        ("map", 0),
+        ("laplace", 0),
+        ("map", 1),
+        ("laplace", 1),
+    ]
+    assert (tmp_path / "out" / "report.html").exists()
+
+
 def test_a_file_is_no_task(bases: dict[str, Path], copies: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a", "label": 0}\n')

@@ -1,6 +1,7 @@
 """The grid: trainings and methods in order, each done once, results written as they come."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
 
     Returns:
         The lines of results.jsonl, which is written after every result.
+
+    Raises:
+        LaplaceLoRAError: Something is wrong with the grid; or methods refused adapters, after everything else was
+            measured and written.
     """
     require_training()
     check_writable(config.out)
@@ -49,7 +54,7 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
     # A training's checkpoints are known when it has ended; methods along it are counted then as one.
     kinds += [(task, method.name) for task, _ in runs for method in config.methods_on(task)]
     progress = Progress(kinds, console.progress)
-    lines: list[dict[str, Any]] = []
+    grid = _Grid(config, judge, trainings, progress, console)
     try:
         for task, seed in runs:
             for training in _trainings(config, task, seed):
@@ -67,12 +72,20 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
                     f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
                     "--save-every, or more --epochs."
                 )
-            lines += _measured(config, judge, trainings, training, steps, progress, lines)
+            grid.measure(training, steps)
     finally:
         progress.close()
+    lines, refused = grid.lines, grid.refused
+    if not lines:
+        raise LaplaceLoRAError(refused[0])
     about = {**plain(config), **versions(), **machine(), "command": command()}
     write_report(config.out, lines, store.root / RESULTS, about)
     console.say("saved", f"{RESULTS_NAME}, {', '.join(FILES)} in {config.out}", out=str(config.out))
+    if refused:
+        raise LaplaceLoRAError(
+            f"everything else is written, and {len(refused)} results could not be had, as the warnings say; the first: "
+            f"{refused[0]}"
+        )
     return lines
 
 
@@ -85,49 +98,77 @@ def _trainings(config: BenchConfig, task: str, seed: int) -> list[Training]:
     return found + ([Training(task, seed, MOST)] if any(method.needs_held_out for method in methods) else [])
 
 
-def _measured(
-    config: BenchConfig,
-    judge: Judge,
-    trainings: Trainings,
-    training: Training,
-    steps: list[tuple[str, int]],
-    progress: Progress,
-    before: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Measure all methods on one run, and write all lines up to it after every result."""
-    methods = config.methods_on(training.task)
-    most_others = max((method.needs_others for method in methods), default=0)
-    done: dict[str, list[dict[str, Any]]] = {}
-    opened: dict[Training, OpenedTraining] = {}
-    # Methods on the same adapter one after the other: it is opened once, and one model is held at a time.
-    for method in sorted(methods, key=lambda method: method.needs_held_out):
-        cells = [Cell(training.task, training.seed, method)]
-        if method.along_training:
-            # The last checkpoint is the adapter itself.
-            cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
-        found = [judge.find(cell) for cell in cells]
-        with progress.job((training.task, method.name), str(cells[-1]), cached=all(found)):
-            done[method.name] = []
-            for cell, folder in zip(cells, found, strict=True):
-                if folder is None:
-                    if cell.training not in opened:
-                        opened.clear()
-                        opened[cell.training] = OpenedTraining.of(cell.training, trainings, config, most_others)
-                    with _named(f"{cell}", " Or leave the method out, by --methods or --only."):
-                        folder = judge.measure(cell, opened[cell.training])
-                done[method.name].append(line_of(cell, folder, config))
-        lines = [line for method in methods for line in done.get(method.name, ())]
-        write_lines(config.out / RESULTS_NAME, [*before, *lines])
-    return [line for method in methods for line in done[method.name]]
+@dataclasses.dataclass(frozen=True)
+class _Grid:
+    """A grid on its way.
+
+    Attributes:
+        config: Settings.
+        judge: Measures.
+        trainings: Has the adapters.
+        progress: Shows how far it is.
+        console: Takes messages.
+        lines: All results so far.
+        refused: What methods said that would not have an adapter.
+    """
+
+    config: BenchConfig
+    judge: Judge
+    trainings: Trainings
+    progress: Progress
+    console: Console
+    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    refused: list[str] = dataclasses.field(default_factory=list)
+
+    def measure(self, training: Training, steps: list[tuple[str, int]]) -> None:
+        """Measure all methods on one run, and write all lines up to it after every result.
+
+        A method that refuses an adapter does not hold up the others: what it says is a warning, and said at the end.
+        """
+        methods = self.config.methods_on(training.task)
+        done: dict[str, list[dict[str, Any]]] = {}
+        opened: dict[Training, OpenedTraining] = {}
+        before = list(self.lines)
+        # Methods on the same adapter one after the other: it is opened once, and one model is held at a time.
+        for method in sorted(methods, key=lambda method: method.needs_held_out):
+            cells = [Cell(training.task, training.seed, method)]
+            if method.along_training:
+                # The last checkpoint is the adapter itself.
+                cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
+            found = [self.judge.find(cell) for cell in cells]
+            with self.progress.job((training.task, method.name), str(cells[-1]), cached=all(found)):
+                done[method.name] = []
+                for cell, known in zip(cells, found, strict=True):
+                    folder = known or self._measured(cell, opened)
+                    if folder is None:
+                        break
+                    done[method.name].append(line_of(cell, folder, self.config))
+            self.lines[:] = [*before, *(line for each in methods for line in done.get(each.name, ()))]
+            if self.lines:
+                write_lines(self.config.out / RESULTS_NAME, self.lines)
+
+    def _measured(self, cell: Cell, opened: dict[Training, OpenedTraining]) -> Path | None:
+        """Measure a cell; None where its method refuses the adapter."""
+        if cell.training not in opened:
+            opened.clear()
+            methods = self.config.methods_on(cell.task)
+            others = max((method.needs_others for method in methods), default=0)
+            opened[cell.training] = OpenedTraining.of(cell.training, self.trainings, self.config, others)
+        try:
+            return self.judge.measure(cell, opened[cell.training])
+        except LaplaceLoRAError as error:
+            self.refused.append(f"{cell}: {error} Or leave the method out, by --methods or --only.")
+            self.console.warn(self.refused[-1])
+            return None
 
 
 @contextlib.contextmanager
-def _named(job: str, remedy: str = "") -> Iterator[None]:
+def _named(job: str) -> Iterator[None]:
     """Say in an error which of the grid's jobs it ended; what was done before is kept."""
     try:
         yield
     except LaplaceLoRAError as error:
-        raise LaplaceLoRAError(f"{job}: {error}{remedy}") from error
+        raise LaplaceLoRAError(f"{job}: {error}") from error
 
 
 def checkpoints(adapter: Path) -> list[tuple[str, int]]:
