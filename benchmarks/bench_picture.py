@@ -8,6 +8,8 @@ from typing import Any
 
 from common import RESULTS
 
+from laplace_lora.bench.tables import ERRORS
+
 PICTURES = Path(__file__).parent.parent / "docs" / "images"
 #: Colours of Okabe and Ito, told apart by the colour-blind, and markers that differ too: one per task.
 TASKS = [
@@ -19,8 +21,6 @@ TASKS = [
     ("#56b4e9", "P"),
 ]
 METHOD_COLOURS = {"map": "#777777", "laplace": "#0072b2", "laplace_evidence": "#d55e00"}
-#: An error on purpose is no rival.
-LEFT_OUT = ("softmax_twice",)
 Line = dict[str, Any]
 
 
@@ -38,7 +38,7 @@ def main() -> None:
 def compared(lines: list[Line], path: Path) -> None:
     """Draw every method's NLL and ECE less MAP's, and its cost, task by task."""
     plt = _pyplot()
-    lines = [line for line in lines if line["method"] not in LEFT_OUT]
+    lines = [line for line in lines if line["method"] not in ERRORS]
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     titles = {line["method"]: line["title"] for line in lines if line["method"] != "map"}
     panels = [

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from laplace_lora.adapters import moved_to
 from laplace_lora.bench.costs import References, Spent, forward_seconds
-from laplace_lora.bench.keys import rows_digest, versions
+from laplace_lora.bench.keys import versions
 from laplace_lora.bench.machine import machine
 from laplace_lora.bench.meters import Memory
-from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
+from laplace_lora.bench.settings import BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.bench.subjects import Asked, OpenedTraining, States
-from laplace_lora.bench.trainings import MOST, Training, Trainings
+from laplace_lora.bench.trainings import ALL, MOST, Training, Trainings, step_of
 from laplace_lora.commands.inputs import chosen_device
 from laplace_lora.commands.methods import as_wide
 from laplace_lora.evaluation import OUTPUTS_FILE, Outputs, ood_scores, save_outputs, score
@@ -54,7 +54,7 @@ class Cell:
     @property
     def training(self) -> Training:
         """The adapter's training."""
-        return Training(self.task, self.seed, MOST if self.method.needs_held_out else "all")
+        return Training(self.task, self.seed, MOST if self.method.needs_held_out else ALL)
 
     def __str__(self) -> str:
         """Return what progress calls it."""
@@ -65,16 +65,16 @@ class Cell:
 class Judge:
     """Measures cells, or finds them in the cache."""
 
-    def __init__(self, config: BenchConfig, store: Store, trainings: Trainings) -> None:
+    def __init__(self, config: BenchConfig, store: Store, trainings: Trainings, references: References) -> None:
         """Prepare.
 
         Args:
             config: Settings.
             store: Keeps what was measured.
             trainings: Has the adapters.
+            references: Times of their forward passes.
         """
-        self._config, self._store, self._trainings = config, store, trainings
-        self._references = References(config, store, trainings)
+        self._config, self._store, self._trainings, self._references = config, store, trainings, references
         # What draws on a GPU differs from what draws on the CPU. Keys of results on the CPU do not name it.
         kind = chosen_device(config.device).type
         self._device = {} if kind == "cpu" else {"device": kind}
@@ -89,20 +89,16 @@ class Judge:
             JSON values.
         """
         config, trainings, method = self._config, self._trainings, cell.method
-        others = [
-            trainings.document(dataclasses.replace(cell.training, seed=cell.seed + OTHER_SEEDS * (index + 1)))
-            for index in range(method.needs_others)
-        ]
-        held_out = rows_digest(trainings.rows(cell.task, "held_out")) if method.needs_held_out else None
+        held_out = trainings.digest(trainings.rows(cell.task, "held_out")) if method.needs_held_out else None
         return {
             "adapter": trainings.document(cell.training),
-            "others": others,
+            "others": [trainings.document(other) for other in cell.training.others(method.needs_others)],
             "checkpoint": cell.checkpoint,
             "method": method.name,
             "settings": method.settings(),
             "held_out": held_out,
-            "test": rows_digest(trainings.test_rows(cell.task)),
-            "ood": {name: rows_digest(trainings.other_rows(name)) for name in config.ood.get(cell.task, ())},
+            "test": trainings.digest(trainings.test_rows(cell.task)),
+            "ood": {name: trainings.digest(trainings.other_rows(name)) for name in config.ood.get(cell.task, ())},
             "batch_size": config.batch_size,
             "dtype": config.dtype,
             **self._device,
@@ -227,25 +223,10 @@ class Judge:
 
     def _costs(self, cell: Cell, spent: Spent) -> dict[str, Any]:
         """Add the trainings of the adapters that a method rests on."""
-        others = [
-            dataclasses.replace(cell.training, seed=cell.seed + OTHER_SEEDS * (index + 1))
-            for index in range(cell.method.needs_others)
-        ]
+        others = cell.training.others(cell.method.needs_others)
         for training in [cell.training, *others] if cell.method.uses_adapter else []:
             spent.add_training(self._trainings.seconds(training), self._references.of(training))
         return spent.to_dict()
-
-
-def step_of(checkpoint: str) -> int:
-    """Return the step of a checkpoint by its name.
-
-    Args:
-        checkpoint: ``checkpoint-25``.
-
-    Returns:
-        The step.
-    """
-    return int(checkpoint.rpartition("-")[2])
 
 
 def _outputs(name: str, answers: Answers, asked: Asked) -> Outputs:

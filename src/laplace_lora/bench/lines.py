@@ -7,7 +7,7 @@ from typing import Any
 
 from laplace_lora.bench.judging import LAST, Cell
 from laplace_lora.bench.settings import BenchConfig
-from laplace_lora.bench.store import ENTRY_NAME
+from laplace_lora.bench.store import Store
 from laplace_lora.commands.output import whole_file
 
 RESULTS_NAME = "results.jsonl"
@@ -26,7 +26,7 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
     Returns:
         JSON values. ``cost`` holds seconds by stage, the same in forward passes of one row, and bytes.
     """
-    entry = json.loads((folder / ENTRY_NAME).read_text(encoding="utf-8"))
+    entry = Store.entry(folder)
     made_from = entry["made_from"]
     adapter = made_from["adapter"]
     return {

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from laplace_lora.bench.costs import References
-from laplace_lora.bench.judging import RESULTS, Cell, Judge, step_of
+from laplace_lora.bench.judging import RESULTS, Cell, Judge
 from laplace_lora.bench.keys import versions
 from laplace_lora.bench.lines import RESULTS_NAME, line_of, write_lines
 from laplace_lora.bench.machine import command, machine
 from laplace_lora.bench.progress import Progress
 from laplace_lora.bench.report import FILES, write_report
-from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
+from laplace_lora.bench.settings import BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.bench.subjects import OpenedTraining
-from laplace_lora.bench.trainings import MOST, Training, Trainings
+from laplace_lora.bench.trainings import ALL, MOST, Training, Trainings, checkpoints, step_of
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.settings import plain
@@ -42,9 +42,10 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
     check_writable(config.out)
     store = Store(config.cache)
     trainings = Trainings(config, store, console)
-    judge, references = Judge(config, store, trainings), References(config, store, trainings)
+    references = References(config, store, trainings)
+    judge = Judge(config, store, trainings, references)
     for task in config.tasks:  # wrong names and missing files are said before anything is trained
-        console.say("data", trainings.rows(task, "all").shown)
+        console.say("data", trainings.rows(task, ALL).shown)
         console.say("data", trainings.test_rows(task).shown)
         for name in config.ood.get(task, ()):
             console.say("data", trainings.other_rows(name).shown)
@@ -66,7 +67,8 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
                     references.of(training)  # of a run that was killed in between
             training = Training(task, seed)
             along = config.all_checkpoints and any(method.along_training for method in config.methods_on(task))
-            steps = checkpoints(trainings.folder(training)) if along else []
+            folders = checkpoints(trainings.folder(training)) if along else []
+            steps = [(folder.name, step_of(folder.name)) for folder in folders]
             if len(steps) == 1:
                 console.warn(
                     f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
@@ -94,7 +96,7 @@ def _trainings(config: BenchConfig, task: str, seed: int) -> list[Training]:
     methods = config.methods_on(task)
     on_all = [method for method in methods if not method.needs_held_out]
     others = max((method.needs_others for method in on_all), default=0)
-    found = [Training(task, seed + OTHER_SEEDS * index) for index in range(others + 1)] if on_all else []
+    found = [Training(task, seed), *Training(task, seed).others(others)] if on_all else []
     return found + ([Training(task, seed, MOST)] if any(method.needs_held_out for method in methods) else [])
 
 
@@ -169,16 +171,3 @@ def _named(job: str) -> Iterator[None]:
         yield
     except LaplaceLoRAError as error:
         raise LaplaceLoRAError(f"{job}: {error}") from error
-
-
-def checkpoints(adapter: Path) -> list[tuple[str, int]]:
-    """Return the checkpoints of a training in order.
-
-    Args:
-        adapter: Its folder.
-
-    Returns:
-        Name and step of each.
-    """
-    found = ((path.name, step_of(path.name)) for path in (adapter / "checkpoints").iterdir())
-    return sorted(found, key=lambda pair: pair[1])

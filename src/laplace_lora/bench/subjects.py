@@ -6,15 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import Tensor
 
-from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
-from laplace_lora.bench.trainings import ALL, Training, Trainings
+from laplace_lora.bench.settings import BenchConfig
+from laplace_lora.bench.trainings import ALL, Training, Trainings, checkpoints
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.evaluate_outside import scan_outside
 from laplace_lora.commands.inputs import OpenAdapter, open_adapter
+from laplace_lora.commands.methods import labels_of
 from laplace_lora.commands.readout_choice import ReadoutWish, short_name
 from laplace_lora.commands.settings import AdapterSource
 from laplace_lora.data import DataFile
@@ -26,7 +27,6 @@ from laplace_lora.readouts import Readout
 from laplace_lora.retraining import Retraining
 
 Batch = dict[str, Tensor]
-_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class States(Sequence[Mapping[str, Tensor]]):
         """Read one, or choose several without reading any."""
         if isinstance(index, slice):
             return States(self._folders[index])
-        return load_file(self._folders[index] / _WEIGHTS)
+        return load_file(self._folders[index] / SAFETENSORS_WEIGHTS_NAME)
 
 
 class OtherStates(States):
@@ -88,7 +88,7 @@ class OtherStates(States):
         """Read one, or choose several without training any."""
         if isinstance(index, slice):
             return OtherStates(self._trainings, self._wanted[index])
-        return load_file(self._trainings.folder(self._wanted[index]) / _WEIGHTS)
+        return load_file(self._trainings.folder(self._wanted[index]) / SAFETENSORS_WEIGHTS_NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,6 @@ class OpenedTraining:
         data = opened.choose(wish, trainings.rows(training.task, training.part), given)
         assert opened.readout is not None
         form = opened.complete(given, data)
-        seeds = [training.seed + OTHER_SEEDS * (index + 1) for index in range(others)]
         start = load_file(folder / STARTING_POINT_NAME)
         found = _Data(opened, form, config.batch_size, trainings.warn_once)
         return cls(
@@ -157,13 +156,13 @@ class OpenedTraining:
             found.labelled(trainings.test_rows(training.task)),
             {name: found.outside(trainings.other_rows(name)) for name in config.ood.get(training.task, ())},
             found.retraining(data, training.seed, start, config),
-            OtherStates(trainings, [dataclasses.replace(training, seed=seed) for seed in seeds]),
+            OtherStates(trainings, training.others(others)),
         )
 
     @property
     def checkpoints(self) -> list[Path]:
         """Folders of the training's checkpoints, in order."""
-        return sorted((self.folder / "checkpoints").iterdir(), key=lambda path: int(path.name.rpartition("-")[2]))
+        return checkpoints(self.folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +195,7 @@ class _Data:
         return self._asked(found.file, found.labels_ignored)
 
     def _asked(self, file: DataFile, labels_ignored: str | None = None) -> Asked:
-        labels = np.array([int(example.label or 0) for example in file], dtype=np.int64) if file.labelled else None
+        labels = labels_of(file) if file.labelled else None
         return Asked(file, self.batches(file), labels, labels_ignored)
 
     def retraining(self, file: DataFile, seed: int, start: Mapping[str, Tensor], config: BenchConfig) -> Retraining:

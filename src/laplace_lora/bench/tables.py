@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from laplace_lora.bench.costs import STAGES
@@ -64,8 +64,8 @@ def metric_grid(lines: Iterable[Line], metric: Metric) -> Grid:
         The table; a cell is empty where a method was not measured.
     """
     chosen = at_the_end(lines)
-    values = _by_seed(chosen, lambda line: figure_of(line["figures"], metric))
-    return _grid(metric.title, chosen, list(dict.fromkeys(line["task"] for line in chosen)), values, metric)
+    figures = ((line, line["task"], figure_of(line["figures"], metric)) for line in chosen)
+    return _grid(metric.title, chosen, list(dict.fromkeys(line["task"] for line in chosen)), figures, metric)
 
 
 def figure_of(figures: Mapping[str, float | None], metric: Metric) -> float | None:
@@ -99,14 +99,13 @@ def outside_grids(lines: Iterable[Line]) -> list[Grid]:
         sets = list(dict.fromkeys(name for line in of_task for name in line["ood"]))
         for metric in _DETECTION:
             for score, shown in SCORES.items():
-                values: dict[tuple[str, str], dict[int, float]] = {}
-                for name in sets:
-                    for line in of_task:
-                        rates = line["ood"][name]["detection"].get(score)
-                        if rates is not None:
-                            values.setdefault((line["method"], name), {})[line["seed"]] = rates[metric.name]
+                figures = (
+                    (line, name, other["detection"].get(score, {}).get(metric.name))
+                    for line in of_task
+                    for name, other in line["ood"].items()
+                )
                 title = f"{metric.name.upper()} of telling other data from {task}, by {shown}"
-                found.append(_grid(title, of_task, sets, values, metric))
+                found.append(_grid(title, of_task, sets, figures, metric))
     return found
 
 
@@ -127,14 +126,12 @@ def shifted_grids(lines: Iterable[Line]) -> list[Grid]:
             dict.fromkeys(name for line in of_task for name, other in line["ood"].items() if "figures" in other)
         )
         for metric in METRICS[:3]:
-            values = {(line["method"], name): {} for line in of_task for name in sets}  # type: dict[tuple[str, str], dict[int, float]]
-            for line in of_task:
-                for name in sets:
-                    value = figure_of(line["ood"][name].get("figures", {}), metric)
-                    if value is not None:
-                        values[line["method"], name][line["seed"]] = value
-            kept = {key: by_seed for key, by_seed in values.items() if by_seed}
-            found.append(_grid(f"{metric.title} of adapters trained on {task}", of_task, sets, kept, metric))
+            figures = (
+                (line, name, figure_of(other.get("figures", {}), metric))
+                for line in of_task
+                for name, other in line["ood"].items()
+            )
+            found.append(_grid(f"{metric.title} of adapters trained on {task}", of_task, sets, figures, metric))
     return found
 
 
@@ -232,22 +229,18 @@ def _tied(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return abs(statistics.fmean(gaps)) <= error
 
 
-def _by_seed(lines: Iterable[Line], figure: Callable[[Line], float | None]) -> dict[tuple[str, str], dict[int, float]]:
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    for line in lines:
-        value = figure(line)
-        if value is not None:
-            values.setdefault((line["method"], line["task"]), {})[line["seed"]] = value
-    return values
-
-
 def _grid(
     title: str,
     lines: Sequence[Line],
     columns: Sequence[str],
-    values: Mapping[tuple[str, str], Mapping[int, float]],
+    figures: Iterable[tuple[Line, str, float | None]],
     metric: Metric,
 ) -> Grid:
+    """Lay figures out: each with its line and column, and None where there is none."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for line, column, figure in figures:
+        if figure is not None:
+            values.setdefault((line["method"], column), {})[line["seed"]] = figure
     marked = set()
     for column in columns:
         marked |= {(m, column) for m in best({m: v for (m, c), v in values.items() if c == column}, metric)}

@@ -5,11 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from laplace_lora.bench.keys import model_identity, rows_digest, versions
-from laplace_lora.bench.meters import Memory
-from laplace_lora.bench.settings import BenchConfig
+from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.commands.console import Console
 from laplace_lora.commands.readout_choice import ReadoutWish
@@ -38,6 +35,17 @@ class Training:
     seed: int
     part: str = ALL
 
+    def others(self, count: int) -> list["Training"]:
+        """Return the trainings of an ensemble's other adapters.
+
+        Args:
+            count: How many.
+
+        Returns:
+            The same with other seeds.
+        """
+        return [dataclasses.replace(self, seed=self.seed + OTHER_SEEDS * (index + 1)) for index in range(count)]
+
     def __str__(self) -> str:
         """Return what progress calls it."""
         return f"{self.task}, seed {self.seed}{'' if self.part == ALL else ', without the held-out rows'}"
@@ -58,6 +66,8 @@ class Trainings:
         self._console = Console(quiet=True, json_log=console.json_log)
         self._identity = model_identity(config.base, config.revision)
         self._documents: dict[Training, dict[str, Any]] = {}
+        self._splits: dict[tuple[str, str], TaskSplit] = {}
+        self._digests: dict[str, str] = {}
         self._warned: set[str] = set()
 
     def warn_once(self, message: str) -> None:
@@ -115,6 +125,19 @@ class Trainings:
             return whole
         return self._open(f"{source.partition(':')[0]}:{whole.split}[:{limit}]", EVALUATION)
 
+    def digest(self, rows: TaskSplit) -> str:
+        """Return the digest of rows, computed once.
+
+        Args:
+            rows: From one of the above.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        if str(rows) not in self._digests:
+            self._digests[str(rows)] = rows_digest(rows)
+        return self._digests[str(rows)]
+
     def document(self, training: Training) -> dict[str, Any]:
         """Return what an adapter depends on.
 
@@ -128,7 +151,7 @@ class Trainings:
             config, rows = self._config, self.rows(training.task, training.part)
             self._documents[training] = {
                 "base": self._identity,
-                "data": {"task": training.task, "rows": len(rows), "sha256": rows_digest(rows)},
+                "data": {"task": training.task, "rows": len(rows), "sha256": self.digest(rows)},
                 "settings": plain(dataclasses.replace(config.training, seed=training.seed)),
                 "max_length": config.max_length,
                 "prompts": config.prompts,
@@ -182,7 +205,7 @@ class Trainings:
         return seconds
 
     def _train(self, training: Training, document: dict[str, Any]) -> None:
-        config, memory = self._config, Memory()
+        config = self._config
         about: dict[str, Any] = {"training": str(training)}
         with self._store.made("adapters", document, about) as staged:
             settings = TrainConfig(
@@ -197,11 +220,13 @@ class Trainings:
                 padding_side=config.padding_side,
             )
             start = time.perf_counter()
-            with memory.watched(torch.device("cpu")):
-                train(settings, self._console)
-            about |= {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.peak}
+            train(settings, self._console)
+            about["seconds"] = time.perf_counter() - start
 
     def _open(self, text: str, default: str) -> TaskSplit:
+        """Choose rows; those of a split are read once however often they are asked for."""
+        if (text, default) in self._splits:
+            return self._splits[text, default]
         found = open_source(text, default, self._config.data_dir, self._config.prompts)
         if not isinstance(found, TaskSplit):
             name = text.partition(":")[0]
@@ -209,4 +234,29 @@ class Trainings:
                 f"{name} is no task but the name of a file, which has no splits; choose a task (laplace-lora tasks), "
                 "or run elsewhere if the file hides a task of that name."
             )
+        self._splits[text, default] = found
         return found
+
+
+def checkpoints(adapter: Path) -> list[Path]:
+    """Return the checkpoints of a training in order.
+
+    Args:
+        adapter: Its folder.
+
+    Returns:
+        Their folders.
+    """
+    return sorted((adapter / "checkpoints").iterdir(), key=lambda path: step_of(path.name))
+
+
+def step_of(checkpoint: str) -> int:
+    """Return the step of a checkpoint by its name.
+
+    Args:
+        checkpoint: ``checkpoint-25``.
+
+    Returns:
+        The step.
+    """
+    return int(checkpoint.rpartition("-")[2])

@@ -26,13 +26,12 @@ import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from laplace_lora.adapters import active_adapter, adapter_state_dict
 from laplace_lora.errors import LaplaceLoRAError
-from laplace_lora.evaluation.metrics import IntArray
+from laplace_lora.evaluation.metrics import IntArray, log_losses
 from laplace_lora.evaluation.outputs import FloatArray
 from laplace_lora.methods.base import Answers, Fitted, Method, Subject
 from laplace_lora.methods.forward import Loader, adapters, class_logits, member_probabilities
@@ -210,9 +209,7 @@ def negative_log_likelihood(probabilities: FloatArray, labels: IntArray) -> floa
     Returns:
         Nats per example.
     """
-    chosen = probabilities[np.arange(len(labels)), labels]
-    with np.errstate(divide="ignore"):
-        return float(-np.log(chosen).mean())
+    return float(log_losses(probabilities, labels).mean())
 
 
 def relative_change(before: float, after: float) -> float:
