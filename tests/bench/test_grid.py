@@ -218,6 +218,19 @@ def test_the_command_line(bases: dict[str, Path], copies: Path, tmp_path: Path) 
     assert "| MAP |" in said
 
 
+@pytest.mark.parametrize(("asked", "expected"), [((), {"rte"}), (("--ood", "none"), set())])
+def test_a_presets_other_data_can_be_left_out(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, asked: tuple[str, ...], expected: set[str]
+) -> None:
+    run_well(
+        *("bench", "--base", bases["bert"], "--preset", "small", "--tasks", "sst2", "--methods", "map", "--seeds", "0"),
+        *("--epochs", 1, "--examples", 10, "--test-examples", 5, "--max-length", 20, "--quiet", *asked),
+        *("--data-dir", copies, "--out", tmp_path / "out"),
+    )
+    (line,) = read_lines(tmp_path / "out" / "results.jsonl")
+    assert set(line["ood"]) == expected
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -229,6 +242,7 @@ def test_the_command_line(bases: dict[str, Path], copies: Path, tmp_path: Path) 
         (("--tasks", "sst2", "--seeds", "1,1"), "names 1 twice"),
         (("--tasks", "sst2", "--checkpoints", "some"), "neither last nor all"),
         (("--tasks", "sst2", "--ood", "rte"), "write it as NAME=A,B"),
+        (("--tasks", "sst2", "--ood", "none", "--ood", "sst2=rte"), "--ood none is no list"),
         (("--tasks", "sst2", "--ood", "rte=sst2"), "--ood rte is none of --tasks"),
         (("--tasks", "sst2", "--ood", "map=rte"), "--ood map is none of --tasks"),
         (("--tasks", "sst2", "--only", "sst2=map"), "--only sst2 is none of the methods"),

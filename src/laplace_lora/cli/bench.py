@@ -34,16 +34,16 @@ def bench(
     ood: Annotated[
         list[str] | None,
         typer.Option(
-            help="Other data to tell apart from a task's: openbookqa=arc_easy,mmlu_law. May be given several times.  "
-            "[default: the preset's]",
+            help="Other data to tell apart from a task's: openbookqa=arc_easy,mmlu_law. May be given several times; "
+            "none for no such data.  [default: the preset's]",
             metavar="TASK=A,B",
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tasks that a method is confined to: blob=sst2,rte. May be given several times.  [default: the "
-            "preset's]",
+            help="Tasks that a method is confined to: blob=sst2,rte. May be given several times; none for "
+            "no such bounds.  [default: the preset's]",
             metavar="METHOD=A,B",
         ),
     ] = None,
@@ -160,10 +160,10 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 
 def _lists(option: str, texts: list[str] | None) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for text in texts or ():
+    for text in () if texts == ["none"] else texts or ():
         name, equals, values = text.partition("=")
         names = options.split_names(values) if equals else None
         if not name or not names:
-            raise LaplaceLoRAError(f"{option} {text} is no list; write it as NAME=A,B.")
+            raise LaplaceLoRAError(f"{option} {text} is no list; write it as NAME=A,B, or none alone.")
         found[name] = (*found.get(name, ()), *names)
     return found
