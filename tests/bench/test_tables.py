@@ -10,7 +10,16 @@ from laplace_lora.bench.along import along
 from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
 from laplace_lora.bench.lines import cost_of
-from laplace_lora.bench.tables import METRICS, best, cost_grid, metric_grid, outside_grids, per_row, shifted_grids
+from laplace_lora.bench.tables import (
+    METRICS,
+    best,
+    cost_grid,
+    metric_grid,
+    metric_grids,
+    outside_grids,
+    per_row,
+    shifted_grids,
+)
 
 ACCURACY, ECE, NLL = METRICS[:3]
 
@@ -81,6 +90,15 @@ def test_what_was_not_measured_is_empty() -> None:
     lines[2]["figures"]["auroc"] = None
     assert metric_grid(lines, NLL).rows[1] == ("SWAG", [Cell(), Cell("0.500", "", True)])
     assert [name for name, _ in metric_grid(lines, METRICS[4]).rows] == ["MAP"]
+
+
+def test_one_task_is_one_table() -> None:
+    lines = [line("map", nll=1.0, accuracy=0.5), line("swag", nll=0.5, accuracy=0.25)]
+    lines[1]["figures"]["accuracy"] = None
+    (grid,) = metric_grids(lines, (ACCURACY, NLL))
+    assert (grid.title, grid.columns) == ("sst2", ["method", ACCURACY.title, NLL.title])
+    assert grid.rows == [("MAP", [Cell("50.0", "", True), Cell("1.000")]), ("SWAG", [Cell(), Cell("0.500", "", True)])]
+    assert metric_grids([*lines, line("map", "rte")], (NLL,)) == [metric_grid([*lines, line("map", "rte")], NLL)]
 
 
 def test_an_infinite_nll_is_not_left_out() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from laplace_lora.bench.along import along_figures
 from laplace_lora.bench.grids import html
 from laplace_lora.bench.lines import at_the_end
-from laplace_lora.bench.tables import ERRORS, METRICS, Line, cost_grid, metric_grid, outside_grids, shifted_grids
+from laplace_lora.bench.tables import ERRORS, Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.evaluation import OUTPUTS_FILE, Probabilities, load_outputs, metrics, selective
 from laplace_lora.evaluation.metrics import IntArray
 from laplace_lora.evaluation.plain_report import page_head
@@ -43,7 +43,7 @@ def render(lines: Sequence[Line], results: Path, about: Mapping[str, Any]) -> st
         if own
         else ""
     )
-    tables = "\n".join(_section(metric_grid(last, metric)) for metric in METRICS)
+    tables = "\n".join(map(_section, metric_grids(last)))
     drawings = "\n".join(_drawings(task, last, results) for task in dict.fromkeys(line["task"] for line in last))
     other = [*shifted_grids(last), *outside_grids(last)]
     closing = "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>" for k, v in about.items())

@@ -6,7 +6,7 @@ from typing import Any
 
 from laplace_lora.bench.grids import latex, markdown
 from laplace_lora.bench.page import render
-from laplace_lora.bench.tables import METRICS, Line, cost_grid, metric_grid, outside_grids, shifted_grids
+from laplace_lora.bench.tables import Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.commands.output import whole_files
 
 #: What ``bench`` writes beside results.jsonl.
@@ -22,7 +22,7 @@ def write_report(folder: Path, lines: Sequence[Line], results: Path, about: Mapp
         results: Folder of the cache's results.
         about: Names and values that close the page.
     """
-    grids = [metric_grid(lines, metric) for metric in METRICS]
+    grids = metric_grids(lines)
     grids += [*shifted_grids(lines), *outside_grids(lines), cost_grid(lines)]
     texts = {
         "tables.md": "\n".join(f"## {grid.title}\n\n{markdown(grid)}\n" for grid in grids),

@@ -68,6 +68,26 @@ def metric_grid(lines: Iterable[Line], metric: Metric) -> Grid:
     return _grid(metric.title, chosen, list(dict.fromkeys(line["task"] for line in chosen)), figures, metric)
 
 
+def metric_grids(lines: Iterable[Line], metrics: Sequence[Metric] = METRICS) -> list[Grid]:
+    """Collect metrics of all methods: a table per metric, or one in all where there is one task.
+
+    Args:
+        lines: Of results.jsonl.
+        metrics: Which.
+
+    Returns:
+        Tables whose columns are tasks; or one of the task's name, whose columns are the metrics.
+    """
+    chosen = at_the_end(lines)
+    grids = [metric_grid(chosen, metric) for metric in metrics]
+    tasks = list(dict.fromkeys(line["task"] for line in chosen))
+    if len(tasks) != 1:
+        return grids
+    found = [dict(grid.rows) for grid in grids]
+    rows = [(name, [cells.get(name, [Cell()])[0] for cells in found]) for name in _titles(chosen).values()]
+    return [Grid(tasks[0], ["method", *(metric.title for metric in metrics)], rows)]
+
+
 def figure_of(figures: Mapping[str, float | None], metric: Metric) -> float | None:
     """Return a figure of a result.
 
@@ -195,9 +215,9 @@ def summary(lines: Sequence[Line]) -> str:
         lines: Of results.jsonl.
 
     Returns:
-        Three tables.
+        Three tables, or one of one task.
     """
-    return "\n\n".join(f"{metric.title}\n\n{markdown(metric_grid(lines, metric))}" for metric in METRICS[:3])
+    return "\n\n".join(f"{grid.title}\n\n{markdown(grid)}" for grid in metric_grids(lines, METRICS[:3]))
 
 
 def best(column: Mapping[str, Mapping[int, float]], metric: Metric) -> set[str]:
