@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from laplace_lora.bench.along import along
+from laplace_lora.bench.along import along, along_figures
 from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
 from laplace_lora.bench.lines import cost_of
@@ -112,8 +112,16 @@ def test_checkpoints_are_left_to_the_curves() -> None:
     early = line("map", nll=9.0) | {"checkpoint": "checkpoint-2", "step": 2}
     lines = [early, line("map", nll=1.0), line("map", seed=1, nll=2.0), line("llla")]
     assert metric_grid(lines, NLL).rows[0][1][0].mean == "1.500"
-    assert along(lines, NLL) == {"MAP": [(0.25, 9.0), (1.0, 1.5)]}
-    assert along([early, line("map", accuracy=0.25)], ACCURACY)["MAP"][-1] == (1.0, 25.0)
+    assert along(lines, NLL) == {"MAP": [(2, 9.0), (8, 1.5)]}
+    assert along([early, line("map", accuracy=0.25)], ACCURACY)["MAP"][-1] == (8, 25.0)
+
+
+def test_a_training_that_stopped_early_ends_at_its_own_step() -> None:
+    early = [line("map", seed=seed) | {"checkpoint": "checkpoint-2", "step": 2} for seed in (0, 1)]
+    ends = [line("map", nll=1.0), line("map", seed=1, nll=3.0) | {"total_steps": 4}]
+    assert along([*early, *ends], NLL) == {"MAP": [(2, 0.5), (4, 3.0), (8, 1.0)]}
+    assert along_figures([*early, *ends]).count(">8</text>") == 3
+    assert along_figures(ends) == ""
 
 
 def test_other_data() -> None:

@@ -27,26 +27,25 @@ def along_figures(lines: Sequence[Line]) -> str:
     return "\n".join(parts)
 
 
-def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[float, float]]]:
-    """Collect one metric against the share of a training's steps.
+def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[int, float]]]:
+    """Collect one metric against the steps of training.
 
     Args:
         lines: Of one task.
         metric: Which.
 
     Returns:
-        By title of the method: share and mean over seeds, in the metric's scale and in order.
+        By title of the method: steps, in order, and the mean over the seeds asked there, in the metric's scale.
     """
     asked = {line["method"] for line in lines if line["step"] is not None}
-    total = max(line["total_steps"] for line in lines)
-    found: dict[str, dict[float, list[float]]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     for line in lines:
         value = line["figures"][metric.name]
         if line["method"] in asked and value is not None:
-            step = total if line["step"] is None else line["step"]
-            found.setdefault(line["title"], {}).setdefault(step / total, []).append(metric.scale * value)
+            step = line["total_steps"] if line["step"] is None else line["step"]
+            found.setdefault(line["title"], {}).setdefault(step, []).append(metric.scale * value)
     return {
-        title: sorted((share, statistics.fmean(values)) for share, values in points.items())
+        title: sorted((step, statistics.fmean(values)) for step, values in points.items())
         for title, points in found.items()
     }
 
@@ -55,12 +54,14 @@ def _figure(task: str, lines: Sequence[Line], metric: Metric) -> str:
     curves = along(lines, metric)
     highest = max(value for points in curves.values() for _, value in points)
     ticks = round_ticks(highest if highest > 0.0 else 0.01)
-    frame = Frame(0.0, ticks[-1])
-    label = escape(f"{metric.title} on {task} against the share of training steps", quote=True)
-    shapes = [frame.open("chart", label), *frame.axes("share of training steps", metric.title, ticks)]
+    steps = round_ticks(max(step for points in curves.values() for step, _ in points))
+    frame = Frame(0.0, ticks[-1], end=steps[-1])
+    label = escape(f"{metric.title} on {task} against training steps", quote=True)
+    whole = [step for step in steps if step == round(step)]
+    shapes = [frame.open("chart", label), *frame.axes("training steps", metric.title, ticks, counts=whole)]
     keys = []
     for index, (title, points) in enumerate(curves.items()):
-        places = [f"{frame.x(share):.1f},{frame.y(value):.1f}" for share, value in points]
+        places = [f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value in points]
         shapes.append(f'<polyline class="curve c{index % 8}" points="{" ".join(places)}"/>')
         keys.append(f'<span class="key"><i class="c{index % 8}"></i>{escape(title)}</span>')
     return (

@@ -15,20 +15,22 @@ class Frame:
     """The plot area of a drawing: which data lie where.
 
     Attributes:
-        lowest: Value at the left edge of the horizontal axis, which ends at 1.
+        lowest: Value at the left edge of the horizontal axis.
         top: Value at the upper edge of the vertical axis, which begins at 0.
         width: Of the plot area, in the drawing's own units.
         height: Likewise.
+        end: Value at the right edge of the horizontal axis.
     """
 
     lowest: float
     top: float = 1.0
     width: float = 260.0
     height: float = 244.0
+    end: float = 1.0
 
     def x(self, value: float) -> float:
         """Place a value of the horizontal axis."""
-        return _LEFT + (value - self.lowest) / (1.0 - self.lowest) * self.width
+        return _LEFT + (value - self.lowest) / (self.end - self.lowest) * self.width
 
     def y(self, value: float) -> float:
         """Place a value of the vertical axis."""
@@ -67,7 +69,14 @@ class Frame:
             f'x2="{self.x(end[0]):.1f}" y2="{self.y(end[1]):.1f}"/>'
         )
 
-    def axes(self, horizontal: str, vertical: str, ticks: Sequence[float], percent: bool = False) -> list[str]:
+    def axes(
+        self,
+        horizontal: str,
+        vertical: str,
+        ticks: Sequence[float],
+        percent: bool = False,
+        counts: Sequence[float] | None = None,
+    ) -> list[str]:
         """Draw the grid, its numbers and the names of the axes.
 
         Args:
@@ -75,6 +84,7 @@ class Frame:
             vertical: Name of the vertical axis.
             ticks: Values to mark on the vertical axis.
             percent: Whether both axes are numbered in per cent.
+            counts: Whole numbers to mark on the horizontal axis; None for shares of 1.
 
         Returns:
             SVG elements.
@@ -91,13 +101,13 @@ class Frame:
         for value in ticks:
             place = f'x="{_LEFT - 5:.1f}" y="{self.y(value) + 4:.1f}" text-anchor="end"'
             shapes += [
-                self.line("grid", (self.lowest, value), (1.0, value)),
+                self.line("grid", (self.lowest, value), (self.end, value)),
                 f"<text {place}>{written(value, digits)}</text>",
             ]
         shapes += [
             f'<text x="{self.x(value):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">'
-            f"{written(value, 2 if percent else 1)}</text>"
-            for value in fine
+            f"{written(value, 2 if percent else 1) if counts is None else f'{value:.0f}'}</text>"
+            for value in (fine if counts is None else counts)
             if value >= self.lowest
         ]
         turned = f'class="vertical" x="9" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 9 {middle:.1f})"'
