@@ -34,6 +34,7 @@ FILES = (
     "docs/ood.md",
     "docs/acquisition.md",
     "docs/bench.md",
+    "docs/bench_small.md",
 )
 
 
@@ -79,7 +80,14 @@ RENDERERS: dict[str, Callable[[], str]] = {
         tuning.tuning_answers,
         tuning.tuning_few,
         bench.bench_methods,
+        bench.bench_state,
+        bench.bench_verdict,
+        bench.bench_share,
+        bench.bench_tables,
+        bench.bench_outside,
+        bench.bench_costs,
         bench.bench_twice,
+        bench.bench_twice_measured,
         structures.structures_state,
         structures.structures_distance,
         structures.structures_quality,

@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from laplace_lora.bench.grids import markdown
-from laplace_lora.bench.tables import METRICS, cost_grid, metric_grid, outside_grids
+from laplace_lora.bench.tables import cost_grid, metric_grids, outside_grids
 from laplace_lora.methods.table import METHODS
 from rendering.common import load, origin, table
 
@@ -44,18 +44,20 @@ def bench_state() -> str:
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     seeds = sorted({line["seed"] for line in lines})
     training = load("bench_small")["results"]["small"]["shared"]["training"]
-    rows = sorted({(line["rows"]["train"], line["rows"]["test"]) for line in lines})
-    said = "; ".join(f"{train} training and {test} test rows" for train, test in rows)
+    train, test = ([line["rows"][kind] for line in lines] for kind in ("train", "test"))
+    said = f"{max(train)} training rows ({min(train)} where methods choose on the rest), {_range(test)} test rows"
+    found = load("bench_small")["results"]
     return (
         f"{len(lines)} results: {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; {said}. LoRA rank "
         f"{training['rank']}, dropout {training['dropout']}, {training['epochs']} epochs of batches of "
-        f"{training['batch_size']}, AdamW at {training['learning_rate']}.\n\nMade by {origin(load('bench_small'))}"
+        f"{training['batch_size']}, AdamW at {training['learning_rate']}. {found['hours']:.1f} hours on the clock.\n\n"
+        f"Made by {origin(load('bench_small'))}"
     )
 
 
 def bench_tables() -> str:
     """Every metric, method and task."""
-    return "\n\n".join(f"**{metric.title}**\n\n{markdown(metric_grid(_lines(), metric))}" for metric in METRICS)
+    return "\n\n".join(f"**{grid.title}**\n\n{markdown(grid)}" for grid in metric_grids(_lines()))
 
 
 def bench_outside() -> str:
@@ -86,21 +88,28 @@ def bench_verdict() -> str:
             }
             every = [gap for found in gaps.values() for gap in found]
             if every:
-                cells = [f"{statistics.fmean(found):+.3f}" if found else "" for found in gaps.values()]
-                rows.append([METHODS[rival].title, metric.upper(), _with_error(every), *cells])
-    return table(["LA (default) less", "", "all, ± standard error", *tasks], rows)
+                cells = [_with_error(found) if found else "" for found in gaps.values()]
+                better = f"{sum(gap < 0.0 for gap in every)} of {len(every)}"
+                rows.append([METHODS[rival].title, metric.upper(), _with_error(every), better, *cells])
+    return table(["LA (default) less", "", "all, ± standard error", "less than it", *tasks], rows)
 
 
 def bench_share() -> str:
-    """What Laplace's default costs beside the deep ensemble."""
+    """What Laplace's default costs beside the deep ensemble, stage by stage."""
     lines = {(line["task"], line["seed"], line["method"]): line for line in _lines()}
-    shares = []
+    shares: dict[str, list[list[float]]] = {}
     for (task, seed, method), line in lines.items():
         other = lines.get((task, seed, "deep_ensemble"))
         if method == "laplace" and other is not None:
-            both = [sum(one["cost"]["forward_passes"].values()) for one in (line, other)]
-            shares.append(both[0] / both[1])
-    return f"median {statistics.median(shares):.2f}, {min(shares):.2f} to {max(shares):.2f}."
+            spent, all_theirs = line["cost"]["forward_passes"], sum(other["cost"]["forward_passes"].values())
+            found = [spent["train"], spent["fit"] + spent["tune"], spent["predict"], sum(spent.values())]
+            shares.setdefault(task, []).append([passes / all_theirs for passes in found])
+    shares["all"] = [found for of_task in list(shares.values()) for found in of_task]
+    rows = [
+        [task, *(f"{statistics.fmean(stage):.2f}" for stage in zip(*found, strict=True))]
+        for task, found in shares.items()
+    ]
+    return table(["of the deep ensemble's cost", "training", "fit and tuning", "prediction", "together"], rows)
 
 
 def bench_twice() -> str:
@@ -114,9 +123,27 @@ def bench_twice() -> str:
     return table(head, rows)
 
 
+def bench_twice_measured() -> str:
+    """The error on purpose beside what it was made from, task by task."""
+    nll: dict[str, dict[str, list[float]]] = {}
+    for line in _lines():
+        if line["method"] in ("laplace_official", "softmax_twice"):
+            nll.setdefault(line["task"], {}).setdefault(line["method"], []).append(line["figures"]["nll"])
+    rows = [
+        [task, *(f"{statistics.fmean(found[name]):.3f}" for name in ("laplace_official", "softmax_twice"))]
+        for task, found in nll.items()
+    ]
+    return table(["task", "NLL of LA (official K-FAC)", "soft-maxed a second time"], rows)
+
+
 def _lines() -> list[dict[str, Any]]:
     found = load("bench_small")["results"]["small"]
     return [line | found["shared"] for line in found["lines"]]
+
+
+def _range(values: list[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _with_error(values: list[float]) -> str:
