@@ -43,15 +43,14 @@ def bench_state() -> str:
     lines = _lines()
     tasks = list(dict.fromkeys(line["task"] for line in lines))
     seeds = sorted({line["seed"] for line in lines})
-    training = load("bench_small")["results"]["small"]["shared"]["training"]
+    training, document = lines[0]["training"], load("bench_small")
     train, test = ([line["rows"][kind] for line in lines] for kind in ("train", "test"))
     said = f"{max(train)} training rows ({min(train)} where methods choose on the rest), {_range(test)} test rows"
-    found = load("bench_small")["results"]
     return (
         f"{len(lines)} results: {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; {said}. LoRA rank "
         f"{training['rank']}, dropout {training['dropout']}, {training['epochs']} epochs of batches of "
-        f"{training['batch_size']}, AdamW at {training['learning_rate']}. {found['hours']:.1f} hours on the clock.\n\n"
-        f"Made by {origin(load('bench_small'))}"
+        f"{training['batch_size']}, AdamW at {training['learning_rate']}. "
+        f"{document['results']['hours']:.1f} hours on the clock.\n\nMade by {origin(document)}"
     )
 
 
