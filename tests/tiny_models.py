@@ -47,7 +47,7 @@ class DoubleRotary(nn.Module):
     @torch.no_grad()
     def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines for every position."""
-        angles = position_ids[..., None].double() * self.frequencies
+        angles = position_ids[..., None].double() * self.frequencies.to(position_ids.device)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
 

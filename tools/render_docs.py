@@ -68,6 +68,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
         side_by_side.peers_ratios,
         side_by_side.peers_raised,
         side_by_side.growth,
+        side_by_side.gpu,
+        side_by_side.gpu_skipped,
         side_by_side.gpu_tiny,
         tasks.tasks_table,
         tasks.presets_table,

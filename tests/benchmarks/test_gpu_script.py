@@ -49,3 +49,11 @@ def test_a_size_that_the_device_cannot_hold_is_refused_in_one_line(tmp_path: Pat
     assert done.returncode == 1
     assert "GiB" in done.stderr.splitlines()[-1]
     assert not out.exists()
+
+
+def test_a_profile_says_where_the_time_goes(tmp_path: Path) -> None:
+    done = _run(tmp_path / "gpu.json", "--budget-seconds", "120", "--structures", "kron", "--profile")
+    assert done.returncode == 0, done.stderr[-2000:]
+    fit, predict = done.stdout.split("\nfit, kron")[1].split("\npredict, kron")
+    assert "  fold, Jacobians included: " in fit
+    assert all(f"  {label}: " in predict for label in ("Jacobians", "covariance", "integral"))

@@ -115,3 +115,69 @@ def gpu_tiny() -> str:
         rows.append([*map(str, key), f"{found['seconds']:.4f}", *(_two(ratio) for ratio in ratios)])
     head = ["K", "B", "of", "what", "s", "/ forward", "/ passes", "/ training step"]
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def gpu() -> str:
+    """A model in the shape of Llama-2-7B on a GPU: every structure and peer in forward passes of the same batch."""
+    document = load("gpu")
+    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    stored: dict[tuple[int, str], str] = {}
+    ends: dict[tuple[int, str], str] = {}
+    for row in document["results"]["measurements"]:
+        if row["what"] == "finalise":
+            ends[row["classes"], row["of"]] = f"{row['seconds']:.2f}"
+            stored[row["classes"], row["of"]] = f"{row['stored_bytes'] / 2**20:.0f}"
+        elif "over_forward" in row:
+            found.setdefault((row["classes"], row["batch"]), {}).setdefault(row["of"], {})[row["what"]] = row
+    rows = []
+    for (classes, batch), by in sorted(found.items()):
+        reference = by.pop("reference")
+        rows.append(
+            [
+                *(f"{classes}", f"{batch}", "the model: K-1 backward passes"),
+                *(
+                    "",
+                    "",
+                    _two(reference["passes"]["over_forward"]),
+                    f"{reference['passes']['peak_bytes'] / 2**20:.0f}",
+                ),
+                *("", "", f"{reference['forward']['seconds']:.3f}"),
+            ]
+        )
+        rows.append(
+            [
+                *(f"{classes}", f"{batch}", "the model: one backward pass"),
+                *("", "", _two(reference["training_step"]["over_forward"])),
+                *(f"{reference['training_step']['peak_bytes'] / 2**20:.0f}", "", "", ""),
+            ]
+        )
+        for of, calls in by.items():
+            fit = calls.get("fit exact") or calls["fit kron"]
+            one = calls.get("fit rademacher", {}).get("over_forward") if "fit exact" in calls else None
+            rows.append(
+                [
+                    *(f"{classes}", f"{batch}", of, _two(fit["over_forward"]), _two(one)),
+                    _two(calls["predict"]["over_forward"]) if "predict" in calls else "failed",
+                    f"{max(call['peak_bytes'] for call in calls.values()) / 2**20:.0f}",
+                    *(stored.get((classes, of), ""), ends.get((classes, of), ""), ""),
+                ]
+            )
+    head = [
+        "K",
+        "B",
+        "what",
+        "fit, F",
+        "fit one pass, F",
+        "predict, F",
+        "+ MiB",
+        "stored, MiB",
+        "end of fit, s",
+        "F, s",
+    ]
+    return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def gpu_skipped() -> str:
+    """What the GPU script could not measure, in its words."""
+    lines = [f"- {entry['name']}: {entry['why']}" for entry in load("gpu")["results"]["skipped"]]
+    return "\n".join(lines)
