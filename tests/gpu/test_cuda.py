@@ -37,8 +37,8 @@ pytestmark = [
 TRAIN, TEST, HELD_OUT = (random_examples(n, seed=seed) for n, seed in ((7, 0), (5, 1), (9, 2)))
 #: SWAG's own iterates are more than a training of seven rows has steps.
 SHORT = {**METHODS, "swag": SWAG}
-#: Methods whose random numbers come from the device's own generator while they train or drop out; and TFB, whose numbers
-#: are the CPU's, and are taken along singular vectors that have another sign on another device.
+#: Methods whose random numbers come from the device's own generator while they train or drop out; and TFB, whose
+#: numbers are the CPU's, but are taken along singular vectors that have another sign on another device.
 OWN_DRAWS = ("mc_dropout", "swag", "blob", "blob_mean", "tfb")
 
 
