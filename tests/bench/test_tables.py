@@ -194,3 +194,15 @@ def test_html() -> None:
     written = html(Grid("t", ["method", "<x>"], [("<b>", [Cell("1.0", "0.2", True)])]))
     assert "&lt;x&gt;" in written
     assert "<td>&lt;b&gt;</td><td><b>1.0</b> <small>± 0.2</small></td>" in written
+
+
+def test_an_infinite_nll_breaks_the_curve_and_is_named() -> None:
+    early = [line("map", nll=1.0) | {"checkpoint": f"checkpoint-{step}", "step": step} for step in (1, 2, 4, 6)]
+    early[1]["figures"] |= {"nll": None, "impossible": 1}
+    lines = [*early, line("map", nll=2.0)]
+    assert along(lines, NLL) == {"MAP": [(1, 1.0), (2, math.inf), (4, 1.0), (6, 1.0), (8, 2.0)]}
+    page = along_figures(lines)
+    assert page.count("<polyline") == 1 + 1 + 2
+    assert "<span>infinite: MAP at 2</span>" in page
+    everywhere = [one | {"figures": one["figures"] | {"nll": None, "impossible": 1}} for one in lines]
+    assert along_figures(everywhere).count("<polyline") == 2

@@ -1,10 +1,12 @@
 """Figures against training steps, as the paper's figures have them: over-confidence as it grows."""
 
+import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from html import escape
 
-from laplace_lora.bench.tables import METRICS, Line, Metric
+from laplace_lora.bench.tables import METRICS, Line, Metric, figure_of
 from laplace_lora.evaluation.svg import Frame, round_ticks
 
 
@@ -35,12 +37,13 @@ def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[int, fl
         metric: Which.
 
     Returns:
-        By title of the method: steps, in order, and the mean over the seeds asked there, in the metric's scale.
+        By title of the method: steps, in order, and the mean over the seeds asked there, in the metric's scale;
+        infinite where one seed's NLL is.
     """
     asked = {line["method"] for line in lines if line["step"] is not None}
     found: dict[str, dict[int, list[float]]] = {}
     for line in lines:
-        value = line["figures"][metric.name]
+        value = figure_of(line["figures"], metric)
         if line["method"] in asked and value is not None:
             step = line["total_steps"] if line["step"] is None else line["step"]
             found.setdefault(line["title"], {}).setdefault(step, []).append(metric.scale * value)
@@ -52,19 +55,26 @@ def along(lines: Sequence[Line], metric: Metric) -> dict[str, list[tuple[int, fl
 
 def _figure(task: str, lines: Sequence[Line], metric: Metric) -> str:
     curves = along(lines, metric)
-    highest = max(value for points in curves.values() for _, value in points)
+    finite = [value for points in curves.values() for _, value in points if math.isfinite(value)]
+    highest = max(finite, default=0.0)
     ticks = round_ticks(highest if highest > 0.0 else 0.01)
     steps = round_ticks(max(step for points in curves.values() for step, _ in points))
     frame = Frame(0.0, ticks[-1], end=steps[-1])
     label = escape(f"{metric.title} on {task} against training steps", quote=True)
     whole = [step for step in steps if step == round(step)]
     shapes = [frame.open("chart", label), *frame.axes("training steps", metric.title, ticks, counts=whole)]
-    keys = []
+    keys, infinite = [], list[str]()
     for index, (title, points) in enumerate(curves.items()):
-        places = [f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value in points]
-        shapes.append(f'<polyline class="curve c{index % 8}" points="{" ".join(places)}"/>')
+        # A curve ends where its mean is infinite, and begins anew behind it.
+        for bounded, run in itertools.groupby(points, key=lambda point: math.isfinite(point[1])):
+            if bounded:
+                places = " ".join(f"{frame.x(step):.1f},{frame.y(value):.1f}" for step, value in run)
+                shapes.append(f'<polyline class="curve c{index % 8}" points="{places}"/>')
+        missing = [str(step) for step, value in points if math.isinf(value)]
+        infinite += [f"{title} at {', '.join(missing)}"] if missing else []
         keys.append(f'<span class="key"><i class="c{index % 8}"></i>{escape(title)}</span>')
+    missed = f"<span>infinite: {escape('; '.join(infinite))}</span>" if infinite else ""
     return (
-        f'<figure><figcaption>{escape(metric.title)}</figcaption><div class="legend">{"".join(keys)}</div>'
+        f'<figure><figcaption>{escape(metric.title)}{missed}</figcaption><div class="legend">{"".join(keys)}</div>'
         f"{''.join(shapes)}</svg></figure>"
     )
