@@ -87,6 +87,8 @@ RENDERERS: dict[str, Callable[[], str]] = {
         bench.bench_share,
         bench.bench_tables,
         bench.bench_outside,
+        bench.bench_shifted,
+        bench.bench_bounds,
         bench.bench_costs,
         bench.bench_twice,
         bench.bench_twice_measured,

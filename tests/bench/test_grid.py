@@ -16,8 +16,11 @@ import torch
 from cli.folders import error_line, run
 from cli.task_scenes import bases, copies, run_well
 from laplace_lora.bench import BENCH_PRESETS, METHODS, BenchConfig, bench
+from laplace_lora.bench.judging import Cell, Judge
 from laplace_lora.bench.lines import read_lines
 from laplace_lora.bench.settings import OTHER_SEEDS
+from laplace_lora.bench.subjects import OpenedTraining
+from laplace_lora.bench.trainings import Training, Trainings
 from laplace_lora.commands.console import Console
 from laplace_lora.errors import LaplaceLoRAError
 from laplace_lora.evaluation import load_outputs
@@ -245,7 +248,7 @@ def test_a_presets_other_data_can_be_left_out(
         (("--tasks", "sst2", "--ood", "none", "--ood", "sst2=rte"), "--ood none is no list"),
         (("--tasks", "sst2", "--ood", "rte=sst2"), "--ood rte is none of --tasks"),
         (("--tasks", "sst2", "--ood", "map=rte"), "--ood map is none of --tasks"),
-        (("--tasks", "sst2", "--only", "sst2=map"), "--only sst2 is none of the methods"),
+        (("--tasks", "sst2", "--only", "sst2=map"), "--only sst2 is none of --methods"),
         (("--tasks", "sst2", "--only", "map=sstt2"), "--only map names sstt2, which is none of --tasks"),
         (("--preset", "small", "--tasks", "rte", "--methods", "blob"), "leaves nothing to measure"),
         (("--tasks", "sst2,SST2"), "names sst2 twice"),
@@ -254,6 +257,11 @@ def test_a_presets_other_data_can_be_left_out(
         (("--tasks", "sst2", "--device", "cuda:77"), "cannot be used"),
         (("--tasks", "sst2", "--methods", "swag", "--epochs", "1"), "sst2, seed 0: swag: swag collects 40 iterates"),
         (("--preset", "large"), "there is no grid 'large'"),
+        (("--preset", "smal", "--tasks", "rte"), "did you mean small? Choose from"),
+        (("--tasks", "sst2", "--methods", "lapalce"), "did you mean laplace? Choose from"),
+        (("--tasks", "sst2", "--methods", "map", "--only", "blob=sst2"), "--only blob is none of --methods"),
+        (("--tasks", ""), "--tasks has an empty name"),
+        (("--tasks", ","), "--tasks has an empty name"),
     ],
 )
 def test_refusals(
@@ -272,7 +280,7 @@ def test_a_method_that_refuses_does_not_hold_up_the_others(
         *("--methods", "map,swag,laplace", "--seeds", "0,1", "--epochs", 1, "--max-length", 20, "--quiet"),
     )
     said = error_line(result)
-    assert "everything else is written, and 2 results could not be had" in said
+    assert "2 results or trainings could not be had, as the warnings say, and everything else is written" in said
     assert "sst2, seed 0: swag: swag collects 40 iterates" in said
     assert sum(line.startswith("warning: sst2, seed ") for line in result.stderr.splitlines()) == 2
     lines = read_lines(tmp_path / "out" / "results.jsonl")
@@ -283,6 +291,105 @@ def test_a_method_that_refuses_does_not_hold_up_the_others(
         ("laplace", 1),
     ]
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_adapter_that_cannot_be_trained_does_not_hold_up_other_tasks(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Trainings.folder
+
+    def folder(self: Trainings, training: Training) -> Path:
+        if training.task == "rte":
+            raise LaplaceLoRAError("answers must be one token each.")
+        return before(self, training)
+
+    monkeypatch.setattr(Trainings, "folder", folder)
+    with pytest.raises(LaplaceLoRAError, match="the first: training rte, seed 0: answers must be one token each"):
+        bench(config(bases["bert"], copies, tmp_path, tasks=("rte", "sst2"), methods=("map",), ood={}), QUIET)
+    assert [line["task"] for line in read_lines(tmp_path / "results.jsonl")] == ["sst2"]
+    assert "sst2" in (tmp_path / "tables.md").read_text()
+
+
+def test_an_error_that_nobody_foresaw_names_its_job(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("laplace_lora.methods.temperature.fit_temperature", fail)
+    result = run(
+        *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path, "--tasks", "sst2", "--quiet"),
+        *("--methods", "map,temperature", "--seeds", 0, "--epochs", 1, "--max-length", 20),
+    )
+    assert result.exit_code == 70
+    assert "sst2, seed 0: temperature: internal error, RuntimeError: a bug" in result.stderr
+    assert "| MAP |" in (tmp_path / "tables.md").read_text()
+
+
+def test_a_method_that_refuses_a_checkpoint_is_asked_at_the_end(
+    measured: Path, bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Judge.measure
+
+    def measure(self: Judge, cell: Cell, opened: OpenedTraining) -> Path:
+        if cell.checkpoint == "checkpoint-4" and cell.method.name == "laplace":
+            raise LaplaceLoRAError("not so early.")
+        return before(self, cell, opened)
+
+    monkeypatch.setattr(Judge, "measure", measure)
+    changes = {"methods": ("map", "laplace"), "all_checkpoints": True, "ood": {}}
+    with pytest.raises(
+        LaplaceLoRAError, match=r"1 results or trainings could not be had.*checkpoint-4: laplace: not so"
+    ):
+        bench(config(bases["bert"], copies, tmp_path, **changes), QUIET)
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [line["checkpoint"] for line in lines if line["method"] == "laplace"] == ["checkpoint-8", "last"]
+
+
+def test_a_checkpoint_costs_what_led_to_it(measured: Path) -> None:
+    lines = [line for line in read_lines(measured / "results.jsonl") if line["task"] == "sst2"]
+    spent = {line["checkpoint"]: line["cost"] for line in lines if line["method"] == "map"}
+    for unit in ("seconds", "forward_passes"):
+        whole = spent["last"][unit]["train"]
+        assert spent["checkpoint-4"][unit]["train"] == pytest.approx(whole * 4 / 12)
+        assert spent["checkpoint-8"][unit]["train"] == pytest.approx(whole * 8 / 12)
+
+
+def test_warnings_are_passed_on_once(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laplace_lora.methods.temperature.fit_temperature", lambda *_: 100.0)
+    arguments = (
+        *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path, "--tasks", "sst2", "--quiet"),
+        *("--methods", "map,temperature", "--seeds", "0,1", "--epochs", 1, "--max-length", 20),
+    )
+    for _ in range(2):  # from the cache too
+        result = run(*arguments)
+        assert result.stderr.count("sst2, seed 0: temperature: the temperature is at its bound, 100") == 1
+        assert "seed 1: temperature" not in result.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "Temperature, 2 of the results: the temperature is at its bound" in page
+
+
+def test_what_is_confined_is_said_and_old_tables_go(
+    bases: dict[str, Path], copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (
+        *("bench", "--base", bases["bert"], "--data-dir", copies, "--out", tmp_path, "--preset", "small"),
+        *("--methods", "map,blob", "--seeds", 0, "--epochs", 1, "--max-length", 20, "--examples", 10),
+    )
+    result = run(*arguments, "--tasks", "rte", "--test-examples", 5)
+    assert "warning: blob: confined to other tasks, and on none of these; --only none lifts that." in result.stderr
+    assert (tmp_path / "tables.md").exists()
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainings, "folder", fail)
+    result = run(*arguments, "--tasks", "sst2,rte", "--json-log")
+    assert "blob: on sst2 alone; --only none lifts that." in result.stderr
+    assert "training sst2, seed 0: job 1 of 4, ? left" in result.stderr
+    assert not (tmp_path / "tables.md").exists()
 
 
 def test_a_file_is_no_task(bases: dict[str, Path], copies: Path, tmp_path: Path) -> None:

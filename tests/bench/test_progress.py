@@ -20,10 +20,23 @@ def test_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.job("map", "third"):
         now += 20.0
     assert progress.left() == 100.0 + 15.0
-    with progress.job("map", "known", cached=True):
-        now += 0.1
-    assert progress.left() == 100.0
+    with progress.job("swag", "not foreseen"):
+        now += 1.0
+    assert progress.left() == 115.0
     progress.close()
+
+
+def test_a_line_for_every_job() -> None:
+    said: list[str] = []
+    progress = Progress(["a", "b"], shown=False, say=said.append)
+    for kind in ("a", "b", "c"):
+        with progress.job(kind, f"job of {kind}"):
+            pass
+    assert said == [
+        "job of a: job 1 of 2, ? left",
+        "job of b: job 2 of 2, 0 s left",
+        "job of c: job 3 of 3, 0 s left",
+    ]
 
 
 def test_a_job_that_fails_is_not_counted() -> None:

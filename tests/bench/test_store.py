@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from laplace_lora import LaplaceLoRAError
-from laplace_lora.bench.keys import content_key, model_identity, rows_digest
+from laplace_lora.bench import keys
+from laplace_lora.bench.keys import content_key, device_identity, model_identity, rows_digest
 from laplace_lora.bench.store import ENTRY_NAME, Store
 
 
@@ -28,7 +29,34 @@ def test_a_folder_is_known_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "three" / "weights").write_bytes(b"x" * 3 * 2**20 + b"y")
     one, two, three = (model_identity(str(tmp_path / name), None) for name in names)
     assert one == two != three
-    assert model_identity("some/repository", "abc") == {"hub": "some/repository", "revision": "abc"}
+    hidden = tmp_path / "one" / ".cache" / "download"
+    hidden.mkdir(parents=True)
+    (hidden / "when").write_text("now")
+    keys._folder_digest.cache_clear()
+    assert model_identity(str(tmp_path / "one"), None) == one
+
+
+def test_a_repository_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch moves on."""
+    asked = []
+
+    def cached_file(name: str, file: str, revision: str | None) -> str:
+        asked.append((name, revision))
+        return f"/hub/models--some--repository/snapshots/{'1' * 40}/{file}"
+
+    monkeypatch.setattr(keys, "cached_file", cached_file)
+    assert model_identity("some/repository", "abc") == {"hub": "some/repository", "commit": "1" * 40}
+    assert asked == [("some/repository", "abc")]
+
+
+def test_what_is_no_base(tmp_path: Path) -> None:
+    with pytest.raises(LaplaceLoRAError, match=r"--base .*nothing cannot be read \(.*\); give a folder"):
+        model_identity(str(tmp_path / "nothing"), None)
+
+
+def test_a_cpu_has_no_part_in_keys() -> None:
+    assert device_identity("cpu") == {}
+    assert device_identity("meta") == {"device": "meta"}
 
 
 def test_rows_are_known_by_their_fields(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from laplace_lora.bench.along import along, along_figures
 from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
 from laplace_lora.bench.lines import cost_of
+from laplace_lora.bench.page import notes
 from laplace_lora.bench.tables import (
     METRICS,
     best,
@@ -90,6 +91,42 @@ def test_what_was_not_measured_is_empty() -> None:
     lines[2]["figures"]["auroc"] = None
     assert metric_grid(lines, NLL).rows[1] == ("SWAG", [Cell(), Cell("0.500", "", True)])
     assert [name for name, _ in metric_grid(lines, METRICS[4]).rows] == ["MAP"]
+
+
+def test_fewer_seeds_than_others_are_said() -> None:
+    lines = [line("map", seed=seed, nll=1.0) for seed in (0, 1, 2)] + [line("swag", seed=1, nll=0.5)]
+    grid = metric_grid(lines, NLL)
+    assert grid.rows[1] == ("SWAG", [Cell("0.500", "", False, "1 of 3 seeds")])
+    assert "| SWAG | 0.500 (1 of 3 seeds) |" in markdown(grid)
+    assert "SWAG & $0.500$ (1 of 3 seeds)" in latex(grid)
+    assert "<td>0.500 <small>(1 of 3 seeds)</small></td>" in html(grid)
+
+
+def test_scores_that_no_method_knows_have_no_table() -> None:
+    lines = [line("map") | {"ood": {"rte": {"detection": {"entropy": {"auroc": 0.5, "fpr95": 0.9}}}}}]
+    assert [grid.title for grid in outside_grids(lines)] == [
+        "AUROC of telling other data from sst2, by entropy",
+        "FPR95 of telling other data from sst2, by entropy",
+    ]
+
+
+def test_powers_of_ten_in_latex() -> None:
+    grid = Grid("small", ["method", "one"], [("MAP", [Cell("1.2e-05", "", True)])])
+    assert r"$\mathbf{1.2 \times 10^{-5}}$" in latex(grid)
+    assert "resizebox" not in latex(grid)
+    wide = Grid("wide", ["method", *"abcdefgh"], [("MAP", [Cell("1.0")] * 8)])
+    assert r"\resizebox{\textwidth}{!}{%" in latex(wide)
+
+
+def test_what_readers_have_to_know() -> None:
+    lines = [line("map", seed=seed) | {"own_split": True} for seed in (0, 1)] + [
+        line("map", "rte") | {"own_split": False}
+    ]
+    said = notes(lines)
+    assert said[0].startswith("Rows of sst2 are no published split")
+    assert said[1] == "Rows of training and test: sst2 10 and 4; rte 10 and 4."
+    assert "(0, 1)" in said[2]
+    assert not any("published" in sentence for sentence in notes(lines[2:]))
 
 
 def test_one_task_is_one_table() -> None:

@@ -185,3 +185,19 @@ def test_float32_and_half_precision_rows_are_accepted():
     rows = metrics.softmax(Logits(np.random.default_rng(0).normal(size=(50, 5)))).values
     assert metrics.accuracy(rows.astype(np.float32), rows.argmax(1)) == 1.0
     assert metrics.accuracy(rows.astype(np.float16), rows.argmax(1)) > 0.9
+
+
+def test_models_on_the_same_examples_share_their_luck() -> None:
+    """Three that agree are worth one; independent rows would narrow the band by the root of three."""
+    rng = np.random.default_rng(5)
+    one = rng.dirichlet((1.0, 1.0, 1.0), size=120)
+    three = np.tile(one, (3, 1))
+    assert metrics.ece_floor(three, models=3) == pytest.approx(metrics.ece_floor(one), rel=1e-12)
+    for band, expected in zip(metrics.calibrated_band(three, models=3), metrics.calibrated_band(one), strict=True):
+        np.testing.assert_allclose(band, expected, rtol=1e-12)
+    assert metrics.ece_floor(three) < 0.7 * metrics.ece_floor(one)
+    # Each model by itself stays calibrated: the expected number of right answers is the sum of the confidences.
+    other = rng.dirichlet((1.0, 1.0, 1.0), size=120)
+    both = np.concatenate([one, other])
+    hits, promised, _ = metrics._calibrated_hits(both, 15, 4000, 0, 2)
+    np.testing.assert_allclose(hits.mean(axis=0), promised, atol=0.25)

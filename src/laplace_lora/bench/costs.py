@@ -42,7 +42,11 @@ class References:
         Returns:
             The seconds.
         """
-        document = {"adapter": self._trainings.document(training)}
+        document = {
+            "adapter": self._trainings.document(training),
+            "batch_size": self._config.batch_size,
+            "dtype": self._config.dtype,
+        }
         found = self._store.find("references", document)
         if found is None:
             opened = OpenedTraining.of(training, self._trainings, self._config, 0)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 from laplace_lora.evaluation.markup import html_table
 
+#: Columns of the widest table that LaTeX sets at its own size.
+_FIT_A_PAGE = 7
+
 
 class Cell(NamedTuple):
     """A figure as readers see it.
@@ -14,11 +17,13 @@ class Cell(NamedTuple):
         mean: Written out; empty for none.
         deviation: Written out; empty where there is none.
         best: Whether it is in bold.
+        note: What is to be known of it.
     """
 
     mean: str = ""
     deviation: str = ""
     best: bool = False
+    note: str = ""
 
 
 class Grid(NamedTuple):
@@ -50,7 +55,7 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """Write a table for LaTeX, with the rules of the package booktabs.
+    """Write a table for LaTeX, with the rules of the package booktabs; a wide one is shrunk by that of graphicx.
 
     Args:
         grid: The table.
@@ -61,12 +66,15 @@ def latex(grid: Grid) -> str:
     rows = [" & ".join([_escaped(name), *map(_latex, cells)]) + r" \\" for name, cells in grid.rows]
     head = " & ".join(_escaped(column) for column in grid.columns) + r" \\"
     shape = r"\begin{tabular}{l" + "c" * (len(grid.columns) - 1) + "}"
+    wide = len(grid.columns) > _FIT_A_PAGE
     return "\n".join(
         [
             r"\begin{table}",
             rf"\caption{{{_escaped(grid.title)}}}",
             r"\centering",
+            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
             *(shape, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"),
+            *(["}"] if wide else []),
             r"\end{table}",
         ]
     )
@@ -88,24 +96,28 @@ def html(grid: Grid) -> str:
 
 def _markdown(cell: Cell) -> str:
     text = f"{cell.mean} ± {cell.deviation}" if cell.deviation else cell.mean
-    return f"**{text}**" if cell.best else text
+    return (f"**{text}**" if cell.best else text) + (f" ({cell.note})" if cell.note else "")
 
 
 def _latex(cell: Cell) -> str:
     if not cell.mean:
         return ""
-    shown = rf"\mathbf{{{cell.mean}}}" if cell.best else cell.mean
+    note = f" ({_escaped(cell.note)})" if cell.note else ""
     try:
         float(cell.mean)
     except ValueError:
-        return rf"\textbf{{{_escaped(cell.mean)}}}" if cell.best else _escaped(cell.mean)
-    return rf"${shown}_{{\pm {cell.deviation}}}$" if cell.deviation else f"${shown}$"
+        return (rf"\textbf{{{_escaped(cell.mean)}}}" if cell.best else _escaped(cell.mean)) + note
+    digits, _, power = cell.mean.partition("e")
+    number = rf"{digits} \times 10^{{{int(power)}}}" if power else digits
+    shown = rf"\mathbf{{{number}}}" if cell.best else number
+    return (rf"${shown}_{{\pm {cell.deviation}}}$" if cell.deviation else f"${shown}$") + note
 
 
 def _html(cell: Cell) -> str:
     deviation = f" <small>± {escape(cell.deviation)}</small>" if cell.deviation else ""
     mean = f"<b>{escape(cell.mean)}</b>" if cell.best else escape(cell.mean)
-    return f"<td>{mean}{deviation}</td>"
+    note = f" <small>({escape(cell.note)})</small>" if cell.note else ""
+    return f"<td>{mean}{deviation}{note}</td>"
 
 
 def _escaped(text: str) -> str:

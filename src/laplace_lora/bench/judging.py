@@ -1,9 +1,10 @@
 """One method on one adapter: fitted, asked, timed, and kept."""
 
+import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from torch import Tensor
 
 from laplace_lora.adapters import moved_to
 from laplace_lora.bench.costs import References, Spent, forward_seconds
-from laplace_lora.bench.keys import versions
+from laplace_lora.bench.keys import device_identity, versions
 from laplace_lora.bench.machine import machine
 from laplace_lora.bench.meters import Memory
 from laplace_lora.bench.settings import BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.bench.subjects import Asked, OpenedTraining, States
 from laplace_lora.bench.trainings import ALL, MOST, Training, Trainings, step_of
-from laplace_lora.commands.inputs import chosen_device
 from laplace_lora.commands.methods import as_wide
 from laplace_lora.evaluation import OUTPUTS_FILE, Outputs, ood_scores, save_outputs, score
 from laplace_lora.evaluation.outputs import FloatArray
@@ -75,9 +75,7 @@ class Judge:
             references: Times of their forward passes.
         """
         self._config, self._store, self._trainings, self._references = config, store, trainings, references
-        # What draws on a GPU differs from what draws on the CPU. Keys of results on the CPU do not name it.
-        kind = chosen_device(config.device).type
-        self._device = {} if kind == "cpu" else {"device": kind}
+        self._device = device_identity(config.device)
 
     def document(self, cell: Cell) -> dict[str, Any]:
         """Return what a cell's result depends on.
@@ -130,10 +128,9 @@ class Judge:
         about: dict[str, Any] = {"cell": str(cell), "machine": machine()}
         with self._store.made(RESULTS, document, about) as staged:
             state = self._state(cell, opened)
-            with moved_to(opened.opened.model, state), warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
+            with moved_to(opened.opened.model, state), _overheard() as said:
                 about |= self._measured(cell, opened, staged)
-            about["warnings"] = sorted({str(w.message) for w in said if issubclass(w.category, UserWarning)})
+            about["warnings"] = sorted(said)
         found = self._store.find(RESULTS, document)
         assert found is not None
         return found
@@ -210,15 +207,18 @@ class Judge:
         if found is not None:
             entry = self._store.entry(found)
             spent.add_training(entry["seconds"], entry["forward_seconds_per_row"], entry["peak_memory_bytes"])
+            _repeat(entry.get("warnings", ()))
             return load_file(found / _STATE_FILE)
         about: dict[str, Any] = {"state": name, "forward_seconds_per_row": spent.forward}
         memory = Memory()
         with self._store.made("states", document, about) as staged:
             start = time.perf_counter()
-            with memory.watched(device):
+            with memory.watched(device), _overheard() as said:
                 state = make()
             about |= {"seconds": time.perf_counter() - start, "peak_memory_bytes": memory.peak}
+            about["warnings"] = sorted(said)
             save_file({key: value.contiguous() for key, value in state.items()}, staged / _STATE_FILE)
+        _repeat(said)
         return state
 
     def _costs(self, cell: Cell, spent: Spent) -> dict[str, Any]:
@@ -227,6 +227,22 @@ class Judge:
         for training in [cell.training, *others] if cell.method.uses_adapter else []:
             spent.add_training(self._trainings.seconds(training), self._references.of(training))
         return spent.to_dict()
+
+
+@contextlib.contextmanager
+def _overheard() -> Iterator[set[str]]:
+    """Collect what is warned of; what libraries tell developers is of no interest."""
+    found: set[str] = set()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield found
+    found |= {str(w.message) for w in said if issubclass(w.category, UserWarning | RuntimeWarning)}
+
+
+def _repeat(said: Iterable[str]) -> None:
+    """Warn again of what a training warned of: it belongs to every method that uses what was trained."""
+    for message in said:
+        warnings.warn(message, stacklevel=2)
 
 
 def _outputs(name: str, answers: Answers, asked: Asked) -> Outputs:

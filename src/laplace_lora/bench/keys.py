@@ -8,10 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from laplace_lora.commands.inputs import chosen_device
 from laplace_lora.data import Source, open_rows
+from laplace_lora.errors import LaplaceLoRAError, first_line
 
 #: Packages whose versions a result depends on.
-PACKAGES = ("laplace-lora", "torch", "transformers", "peft", "numpy", "scipy")
+PACKAGES = ("laplace-lora", "torch", "transformers", "peft", "accelerate", "numpy", "scipy")
 _BLOCK = 2**20
 
 
@@ -33,8 +38,21 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES}
 
 
+def device_identity(device: str) -> dict[str, str]:
+    """Say what kind of device is meant: what draws and sums on a GPU differs from what does on the CPU.
+
+    Args:
+        device: As for every verb.
+
+    Returns:
+        Its kind; nothing for the CPU, whose keys do not name it.
+    """
+    kind = chosen_device(device).type
+    return {} if kind == "cpu" else {"device": kind}
+
+
 def model_identity(name: str, revision: str | None) -> dict[str, Any]:
-    """Say which base model is meant: a folder by its files' content, a repository by its id and revision.
+    """Say which base model is meant: a folder by its files' content, a repository by its id and commit.
 
     Args:
         name: Folder or hub id.
@@ -42,10 +60,20 @@ def model_identity(name: str, revision: str | None) -> dict[str, Any]:
 
     Returns:
         JSON values.
+
+    Raises:
+        LaplaceLoRAError: It is neither.
     """
     if os.path.isdir(name):
         return {"folder": _folder_digest(str(Path(name).resolve()))}
-    return {"hub": name, "revision": revision}
+    try:
+        config = cached_file(name, CONFIG_NAME, revision=revision)
+    except (OSError, ValueError) as error:
+        raise LaplaceLoRAError(
+            f"--base {name} cannot be read ({first_line(error)}); give a folder with a model, or a hub id."
+        ) from None
+    # A branch moves on; the commit that it stands for now does not.
+    return {"hub": name, "commit": extract_commit_hash(config, None)}
 
 
 def rows_digest(source: Source) -> str:
@@ -67,8 +95,12 @@ def rows_digest(source: Source) -> str:
 @lru_cache(maxsize=8)
 def _folder_digest(folder: str) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+    found = {path.relative_to(folder): path for path in Path(folder).rglob("*") if path.is_file()}
+    for inside, path in sorted(found.items()):
+        # Hidden files and folders hold what downloads and versioning leave, dates among it.
+        if any(part.startswith(".") for part in inside.parts):
+            continue
+        digest.update(str(inside).encode() + b"\0")
         with path.open("rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)

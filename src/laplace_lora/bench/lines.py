@@ -52,11 +52,11 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
         | {"device": made_from.get("device", "cpu"), "held_out": config.held_out, "revision": config.revision},
         "versions": made_from["versions"],
         "key": folder.name,
-        COSTS: cost_of(entry),
+        COSTS: cost_of(entry, 1.0 if cell.step is None else cell.step / entry["total_steps"]),
     }
 
 
-def cost_of(entry: dict[str, Any]) -> dict[str, Any]:
+def cost_of(entry: dict[str, Any], trained: float = 1.0) -> dict[str, Any]:
     """Return what a result took.
 
     Training, fit and tuning are counted once, prediction for the test rows. A forward pass is that of the trained
@@ -64,15 +64,21 @@ def cost_of(entry: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         entry: Of the cache.
+        trained: Share of its steps that the training had done: a checkpoint costs what led to it.
 
     Returns:
         ``seconds`` by stage, ``forward_passes`` (the same in forward passes of one row), ``predict_per_row`` (forward
         passes per row) and ``peak_memory_bytes``.
     """
     kept = ("seconds", "forward_passes", "forward_seconds_per_row", "peak_memory_bytes", "machine")
-    return {name: entry[name] for name in kept} | {
-        "predict_per_row": entry["forward_passes"]["predict"] / entry["rows"]["test"]
-    }
+    units = {name: dict(entry[name]) for name in ("seconds", "forward_passes")}
+    for spent in units.values():
+        spent["train"] *= trained
+    return (
+        {name: entry[name] for name in kept}
+        | units
+        | {"predict_per_row": entry["forward_passes"]["predict"] / entry["rows"]["test"]}
+    )
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ def machine() -> dict[str, Any]:
     """Say where this process runs.
 
     Returns:
-        Processor, cores, threads, device and the command.
+        Processor, cores, threads, GPU and the version of Python.
     """
     return {
         "processor": _processor(),

@@ -1,9 +1,10 @@
 """report.html of a benchmark: tables, reliability, risk and coverage, figures along the training, and costs."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,10 +17,24 @@ from laplace_lora.evaluation.metrics import IntArray
 from laplace_lora.evaluation.plain_report import page_head
 from laplace_lora.evaluation.svg import lowest_shown, reliability_svg
 from laplace_lora.evaluation.svg_curves import risk_coverage_svg
+from laplace_lora.methods.table import METHODS
 
 #: Colours of the page's style.
 COLOURS = 8
-Pooled = tuple[Probabilities, IntArray]
+
+
+class Pooled(NamedTuple):
+    """Predictions of adapters of several seeds on the same rows, one adapter after the other.
+
+    Attributes:
+        values: (S N, K) probabilities.
+        labels: (S N,) class indices.
+        seeds: S.
+    """
+
+    values: Probabilities
+    labels: IntArray
+    seeds: int
 
 
 def render(lines: Sequence[Line], results: Path, about: Mapping[str, Any]) -> str:
@@ -36,13 +51,6 @@ def render(lines: Sequence[Line], results: Path, about: Mapping[str, Any]) -> st
     last = at_the_end(lines)
     bases = ", ".join(dict.fromkeys(Path(line["base"]).name for line in last))
     title = f"Methods on {bases}"
-    own = [line["task"] for line in last if line["own_split"]]
-    note = (
-        f"Rows of {', '.join(dict.fromkeys(own))} are no published split: these figures belong beside no published "
-        "ones."
-        if own
-        else ""
-    )
     tables = "\n".join(map(_section, metric_grids(last)))
     drawings = "\n".join(_drawings(task, last, results) for task in dict.fromkeys(line["task"] for line in last))
     other = [*shifted_grids(last), *outside_grids(last)]
@@ -51,12 +59,15 @@ def render(lines: Sequence[Line], results: Path, about: Mapping[str, Any]) -> st
 <main>
 <p class="kicker">laplace-lora bench</p>
 <h1>{escape(title)}</h1>
-<p class="note">{escape(note)} Mean and standard deviation over seeds; the best of a column is bold, and with it every
-method whose difference from it, paired by seed, is at most one standard error.</p>
+<p class="note">{escape(" ".join(notes(last)))}</p>
 {tables}
+{_warnings(lines)}
 <h2>Does it know how sure it may be?</h2>
 <p class="note">Predictions of all seeds, sorted by confidence. A calibrated method is right as often as it says: its
-dots lie on the dashed line, or mostly within the grey boxes, where 95 % of perfectly calibrated models would land.</p>
+dots lie on the dashed line, or mostly within the grey boxes, where 95 % of perfectly calibrated models would land whose
+seeds are right on the same rows. ECE here is that of all seeds together, and not the mean of the tables; the floor is
+what a calibrated method would show on so few rows. Bars of few rows reach far. In risk-coverage curves a method answers
+only where it is surest: the area below is AURC.</p>
 {drawings}
 {along_figures(lines)}
 <h2>Other data</h2>
@@ -71,6 +82,47 @@ timed in the same process just before. Memory is what a method's fit and predict
 </body>
 </html>
 """
+
+
+def notes(lines: Sequence[Line]) -> list[str]:
+    """Say what readers of tables have to know.
+
+    Args:
+        lines: Of results.jsonl, at the ends of trainings.
+
+    Returns:
+        Sentences.
+    """
+    found = []
+    own = list(dict.fromkeys(line["task"] for line in lines if line["own_split"]))
+    if own:
+        found.append(f"Rows of {', '.join(own)} are no published split: these figures belong beside no published ones.")
+    rows: dict[str, str] = {}
+    for line in lines:
+        if not METHODS[line["method"]].needs_held_out:
+            rows.setdefault(line["task"], f"{line['task']} {line['rows']['train']} and {line['rows']['test']}")
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(line["seed"] for line in lines))
+    if rows:
+        found.append(f"Rows of training and test: {'; '.join(rows.values())}.")
+    found += [
+        f"Mean ± standard deviation over seeds ({seeds}).",
+        "Of accuracy and AUROC more is better, of everything else less.",
+        "The best of a column is bold, and with it every method whose difference from it, paired by seed, is at most "
+        "one standard error.",
+    ]
+    return found
+
+
+def _warnings(lines: Sequence[Line]) -> str:
+    """List what methods warned of, each once with the number of results."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        for message in line["warnings"]:
+            found.setdefault((line["title"], re.sub(r"[\d.]+", "", message)), []).append(message)
+    items = "".join(
+        f"<li>{escape(title)}, {len(said)} of the results: {escape(said[0])}</li>" for (title, _), said in found.items()
+    )
+    return f"<h2>What methods warned of</h2>\n<ul>{items}</ul>" if found else ""
 
 
 def _section(grid: Any) -> str:
@@ -105,7 +157,7 @@ def _drawings(task: str, lines: Sequence[Line], results: Path) -> str:
 
 
 def _curves(task: str, pooled: Mapping[str, Pooled], classes: Mapping[str, str]) -> str:
-    curves = {title: selective.risk_coverage(values.values, labels) for title, (values, labels) in pooled.items()}
+    curves = {title: selective.risk_coverage(values.values, labels) for title, (values, labels, _) in pooled.items()}
     keys = "".join(f'<span class="key"><i class="{css}"></i>{escape(name)}</span>' for name, css in classes.items())
     picture = risk_coverage_svg(curves, classes, escape(f"Risk-coverage curves on {task}", quote=True))
     return f'<figure class="wide"><div class="legend">{keys}</div>{picture}</figure>'
@@ -117,15 +169,18 @@ def _pooled(lines: Sequence[Line], results: Path) -> Pooled:
     name = lines[0]["method"]
     widest = max(outputs.probabilities[name].values.shape[1] for outputs in found)
     values = np.concatenate([outputs.probabilities[name].widened(widest).values for outputs in found])
-    return Probabilities(values), np.concatenate([outputs.labels for outputs in found if outputs.labels is not None])
+    labels = [outputs.labels for outputs in found if outputs.labels is not None]
+    return Pooled(Probabilities(values), np.concatenate(labels), len(found))
 
 
 def _reliability(title: str, pooled: Pooled, css_class: str) -> str:
-    values, labels = pooled
-    summary = f"ECE {metrics.ece(values, labels):.3f}, floor {metrics.ece_floor(values):.3f}"
+    values, labels, seeds = pooled
+    summary = (
+        f"ECE {100 * metrics.ece(values, labels):.1f} %, floor {100 * metrics.ece_floor(values, models=seeds):.1f} %"
+    )
     picture = reliability_svg(
         metrics.reliability(values, labels),
-        metrics.calibrated_band(values),
+        metrics.calibrated_band(values, models=seeds),
         escape(f"Reliability diagram of {title}: {summary}.", quote=True),
         css_class,
         lowest_shown(values.values.shape[1]),

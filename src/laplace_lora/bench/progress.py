@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -16,13 +16,15 @@ class Progress:
     been done counts as the average of all.
     """
 
-    def __init__(self, kinds: Sequence[Hashable], shown: bool) -> None:
+    def __init__(self, kinds: Sequence[Hashable], shown: bool, say: Callable[[str], None] = lambda line: None) -> None:
         """Begin.
 
         Args:
             kinds: Kind of every job that is to be done.
             shown: Whether to show the bar.
+            say: Takes a line for every job that begins, where there is no bar.
         """
+        self._say, self._done, self._total = say, 0, len(kinds)
         self._left: dict[Hashable, int] = defaultdict(int)
         for kind in kinds:
             self._left[kind] += 1
@@ -36,23 +38,28 @@ class Progress:
         )
 
     @contextmanager
-    def job(self, kind: Hashable, about: str, *, cached: bool = False) -> Iterator[None]:
+    def job(self, kind: Hashable, about: str) -> Iterator[None]:
         """Do one job.
 
         Args:
-            kind: Its kind.
+            kind: Its kind; one that was not foreseen is counted now.
             about: What the bar says.
-            cached: Whether it was done before, so that its time says nothing of those to come.
 
         Yields:
             Nothing.
         """
-        self._bar.set_postfix_str(f"{duration(self.left())} left; {about}")
+        if not self._left[kind]:
+            self._left[kind] += 1
+            self._total += 1
+            self._bar.total = self._total
+        left = duration(self.left())
+        self._bar.set_postfix_str(f"{left} left; {about}")
+        self._say(f"{about}: job {self._done + 1} of {self._total}, {left} left")
         start = time.perf_counter()
         yield
-        if not cached:
-            self._took[kind].append(time.perf_counter() - start)
+        self._took[kind].append(time.perf_counter() - start)
         self._left[kind] -= 1
+        self._done += 1
         self._bar.update()
 
     def left(self) -> float | None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from laplace_lora.bench.grids import latex, markdown
-from laplace_lora.bench.page import render
+from laplace_lora.bench.lines import at_the_end
+from laplace_lora.bench.page import notes, render
 from laplace_lora.bench.tables import Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.commands.output import whole_files
 
@@ -24,9 +25,13 @@ def write_report(folder: Path, lines: Sequence[Line], results: Path, about: Mapp
     """
     grids = metric_grids(lines)
     grids += [*shifted_grids(lines), *outside_grids(lines), cost_grid(lines)]
+    known = notes(at_the_end(lines))
+    packages = "% Needs the packages booktabs and graphicx."
     texts = {
-        "tables.md": "\n".join(f"## {grid.title}\n\n{markdown(grid)}\n" for grid in grids),
-        "tables.tex": "\n\n".join(latex(grid) for grid in grids) + "\n",
+        "tables.md": "\n".join([" ".join(known), "", *(f"## {grid.title}\n\n{markdown(grid)}\n" for grid in grids)]),
+        "tables.tex": "\n".join([packages, *(f"% {note}" for note in known), ""])
+        + "\n\n".join(latex(grid) for grid in grids)
+        + "\n",
         "report.html": render(lines, results, about),
     }
     with whole_files(folder) as staged:

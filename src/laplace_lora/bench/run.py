@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from laplace_lora.commands.console import Console
 from laplace_lora.commands.output import check_writable
 from laplace_lora.commands.settings import plain
 from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.methods.base import Method
 from laplace_lora.training import require_training
 
 
@@ -35,8 +37,8 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
         The lines of results.jsonl, which is written after every result.
 
     Raises:
-        LaplaceLoRAError: Something is wrong with the grid; or methods refused adapters, after everything else was
-            measured and written.
+        LaplaceLoRAError: Something is wrong with the grid; or adapters could not be trained or were refused by
+            methods, after everything else was measured and written.
     """
     require_training()
     check_writable(config.out)
@@ -49,44 +51,45 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
         console.say("data", trainings.test_rows(task).shown)
         for name in config.ood.get(task, ()):
             console.say("data", trainings.other_rows(name).shown)
+    for confined, names in config.confined().items():
+        if confined:
+            console.say("grid", f"{', '.join(names)}: on {', '.join(confined)} alone; --only none lifts that.")
+        else:
+            console.warn(f"{', '.join(names)}: confined to other tasks, and on none of these; --only none lifts that.")
     runs = [(task, seed) for task in config.tasks for seed in config.seeds]
     missing = [training for run in runs for training in _trainings(config, *run) if not trainings.is_trained(training)]
     kinds: list[Any] = [(training.task, "train") for training in missing]
     # A training's checkpoints are known when it has ended; methods along it are counted then as one.
-    kinds += [(task, method.name) for task, _ in runs for method in config.methods_on(task)]
-    progress = Progress(kinds, console.progress)
-    grid = _Grid(config, judge, trainings, progress, console)
+    kinds += [
+        (task, method.name)
+        for task, seed in runs
+        for method in config.methods_on(task)
+        if judge.find(Cell(task, seed, method)) is None
+    ]
+    log = (lambda line: console.say("progress", line)) if console.json_log else (lambda line: None)
+    progress = Progress(kinds, console.progress, log)
+    grid = _Grid(config, judge, trainings, references, progress, console)
+    about = {**plain(config), **versions(), **machine(), "command": command()}
+    for name in FILES:  # of an earlier grid: they would stand beside other results
+        (config.out / name).unlink(missing_ok=True)
     try:
         for task, seed in runs:
-            for training in _trainings(config, task, seed):
-                if not trainings.is_trained(training):
-                    with progress.job((task, "train"), f"training {training}"), _named(f"training {training}"):
-                        trainings.folder(training)
-                        references.of(training)
-                else:
-                    references.of(training)  # of a run that was killed in between
-            training = Training(task, seed)
-            along = config.all_checkpoints and any(method.along_training for method in config.methods_on(task))
-            folders = checkpoints(trainings.folder(training)) if along else []
-            steps = [(folder.name, step_of(folder.name)) for folder in folders]
-            if len(steps) == 1:
-                console.warn(
-                    f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
-                    "--save-every, or more --epochs."
-                )
-            grid.measure(training, steps)
+            grid.run(task, seed)
+    except Exception:
+        if grid.lines:  # what there is can be looked at
+            write_report(config.out, grid.lines, store.root / RESULTS, about)
+        raise
     finally:
         progress.close()
     lines, refused = grid.lines, grid.refused
     if not lines:
         raise LaplaceLoRAError(refused[0])
-    about = {**plain(config), **versions(), **machine(), "command": command()}
     write_report(config.out, lines, store.root / RESULTS, about)
     console.say("saved", f"{RESULTS_NAME}, {', '.join(FILES)} in {config.out}", out=str(config.out))
     if refused:
         raise LaplaceLoRAError(
-            f"everything else is written, and {len(refused)} results could not be had, as the warnings say; the first: "
-            f"{refused[0]}"
+            f"{len(refused)} results or trainings could not be had, as the warnings say, and everything else is "
+            f"written; the first: {refused[0]}"
         )
     return lines
 
@@ -108,19 +111,51 @@ class _Grid:
         config: Settings.
         judge: Measures.
         trainings: Has the adapters.
+        references: Times of their forward passes.
         progress: Shows how far it is.
         console: Takes messages.
         lines: All results so far.
-        refused: What methods said that would not have an adapter.
+        refused: Why adapters could not be trained, and what methods said that would not have one.
+        warned: Methods, and what they warned of, numbers aside.
     """
 
     config: BenchConfig
     judge: Judge
     trainings: Trainings
+    references: References
     progress: Progress
     console: Console
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     refused: list[str] = dataclasses.field(default_factory=list)
+    warned: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+
+    def run(self, task: str, seed: int) -> None:
+        """Train what a run needs, and measure all methods on it.
+
+        An adapter that cannot be trained does not hold up other runs: why is a warning, and said at the end.
+        """
+        try:
+            for training in _trainings(self.config, task, seed):
+                if self.trainings.is_trained(training):
+                    self.references.of(training)  # not there if a run was killed in between
+                    continue
+                with self.progress.job((task, "train"), f"training {training}"), _named(f"training {training}"):
+                    self.trainings.folder(training)
+                    self.references.of(training)
+        except LaplaceLoRAError as error:
+            self._refuse(f"{error} Or leave the task out.")
+            return
+        training = Training(task, seed)
+        methods = self.config.methods_on(task)
+        along = self.config.all_checkpoints and any(method.along_training for method in methods)
+        folders = checkpoints(self.trainings.folder(training)) if along else []
+        steps = [(folder.name, step_of(folder.name)) for folder in folders]
+        if len(steps) == 1:
+            self.console.warn(
+                f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
+                "--save-every, or more --epochs."
+            )
+        self.measure(training, steps)
 
     def measure(self, training: Training, steps: list[tuple[str, int]]) -> None:
         """Measure all methods on one run, and write all lines up to it after every result.
@@ -138,13 +173,15 @@ class _Grid:
                 # The last checkpoint is the adapter itself.
                 cells = [Cell(training.task, training.seed, method, name, step) for name, step in steps[:-1]] + cells
             found = [self.judge.find(cell) for cell in cells]
-            with self.progress.job((training.task, method.name), str(cells[-1]), cached=all(found)):
-                done[method.name] = []
+            job = (training.task, method.name)
+            waiting = contextlib.nullcontext() if all(found) else self.progress.job(job, str(cells[-1]))
+            done[method.name] = []
+            with waiting:
                 for cell, known in zip(cells, found, strict=True):
                     folder = known or self._measured(cell, opened)
-                    if folder is None:
-                        break
-                    done[method.name].append(line_of(cell, folder, self.config))
+                    if folder is not None:
+                        done[method.name].append(line_of(cell, folder, self.config))
+            self._pass_on(method, done[method.name])
             self.lines[:] = [*before, *(line for each in methods for line in done.get(each.name, ()))]
             if self.lines:
                 write_lines(self.config.out / RESULTS_NAME, self.lines)
@@ -157,17 +194,43 @@ class _Grid:
             others = max((method.needs_others for method in methods), default=0)
             opened[cell.training] = OpenedTraining.of(cell.training, self.trainings, self.config, others)
         try:
-            return self.judge.measure(cell, opened[cell.training])
+            with _noted(str(cell)):
+                return self.judge.measure(cell, opened[cell.training])
         except LaplaceLoRAError as error:
-            self.refused.append(f"{cell}: {error} Or leave the method out, by --methods or --only.")
-            self.console.warn(self.refused[-1])
+            self._refuse(f"{cell}: {error} Or leave the method out, by --methods or --only.")
             return None
+
+    def _refuse(self, why: str) -> None:
+        self.refused.append(why)
+        self.console.warn(why)
+
+    def _pass_on(self, method: Method, lines: list[dict[str, Any]]) -> None:
+        """Say what a method warned of once: on other adapters it says the same with other numbers."""
+        for line in lines:
+            for message in line["warnings"]:
+                kind = method.name, re.sub(r"[\d.]+", "", message)
+                if kind not in self.warned:
+                    self.warned.add(kind)
+                    self.console.warn(f"{line['task']}, seed {line['seed']}: {method.name}: {message}")
 
 
 @contextlib.contextmanager
 def _named(job: str) -> Iterator[None]:
     """Say in an error which of the grid's jobs it ended; what was done before is kept."""
     try:
-        yield
+        with _noted(job):
+            yield
     except LaplaceLoRAError as error:
         raise LaplaceLoRAError(f"{job}: {error}") from error
+
+
+@contextlib.contextmanager
+def _noted(job: str) -> Iterator[None]:
+    """Note on an error that nobody foresaw in which of the grid's jobs it was."""
+    try:
+        yield
+    except LaplaceLoRAError:
+        raise
+    except Exception as error:
+        error.add_note(job)
+        raise

@@ -1,7 +1,8 @@
 """What a benchmark is told: base, tasks, methods, seeds, and how adapters are trained."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from laplace_lora.errors import LaplaceLoRAError
@@ -86,18 +87,20 @@ class BenchConfig:
             values = getattr(self, name)
             if not values:
                 raise LaplaceLoRAError(f"there are no {name}; name at least one with --{name}.")
+            if "" in values:
+                raise LaplaceLoRAError(f"--{name} has an empty name; write it as A,B,C.")
             twice = next((value for value in values if values.count(value) > 1), None)
             if twice is not None:
                 raise LaplaceLoRAError(f"--{name} names {twice} twice; leave one out.")
         for name in self.methods:
             if name not in METHODS:
-                raise LaplaceLoRAError(f"there is no method {name!r}; choose from {', '.join(METHODS)}.")
+                raise LaplaceLoRAError(f"there is no method {name!r}; {_near(name, METHODS)}")
         for name in self.ood:
             if name not in self.tasks:
                 raise LaplaceLoRAError(f"--ood {name} is none of --tasks; name a task of the grid, and its other data.")
         for name, values in only.items():
-            if name not in METHODS:
-                raise LaplaceLoRAError(f"--only {name} is none of the methods; choose from {', '.join(METHODS)}.")
+            if name not in self.methods:
+                raise LaplaceLoRAError(f"--only {name} is none of --methods; {_near(name, self.methods)}")
             unknown = next((value for value in values if value not in self.tasks), None)
             if unknown is not None:
                 raise LaplaceLoRAError(f"--only {name} names {unknown}, which is none of --tasks; check its name.")
@@ -135,6 +138,24 @@ class BenchConfig:
             The methods.
         """
         return [METHODS[name] for name in self.methods if task in self.only.get(name, self.tasks)]
+
+    def confined(self) -> dict[tuple[str, ...], list[str]]:
+        """Return the methods that are not measured on all tasks.
+
+        Returns:
+            Methods by the tasks that they are confined to, which may be none of the grid's.
+        """
+        found: dict[tuple[str, ...], list[str]] = {}
+        for name in self.methods:
+            if set(self.only.get(name, self.tasks)) != set(self.tasks):
+                found.setdefault(self.only[name], []).append(name)
+        return found
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """Propose the name that may have been meant, and list all."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return (f"did you mean {near[0]}? Choose" if near else "choose") + f" from {', '.join(names)}."
 
 
 def _task(name: str) -> str:
@@ -237,5 +258,5 @@ def bench_preset(name: str | None) -> BenchPreset | None:
     if name is None:
         return None
     if name not in BENCH_PRESETS:
-        raise LaplaceLoRAError(f"there is no grid {name!r}; choose {', '.join(BENCH_PRESETS)}.")
+        raise LaplaceLoRAError(f"there is no grid {name!r}; {_near(name, BENCH_PRESETS)}")
     return BENCH_PRESETS[name]

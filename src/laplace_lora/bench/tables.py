@@ -124,6 +124,8 @@ def outside_grids(lines: Iterable[Line]) -> list[Grid]:
                     for line in of_task
                     for name, other in line["ood"].items()
                 )
+                if not any(score in other["detection"] for line in of_task for other in line["ood"].values()):
+                    continue
                 title = f"{metric.name.upper()} of telling other data from {task}, by {shown}"
                 found.append(_grid(title, of_task, sets, figures, metric))
     return found
@@ -261,25 +263,27 @@ def _grid(
     for line, column, figure in figures:
         if figure is not None:
             values.setdefault((line["method"], column), {})[line["seed"]] = figure
-    marked = set()
+    marked, counts = set(), dict[str, int]()
     for column in columns:
+        counts[column] = len({seed for (_, c), found in values.items() if c == column for seed in found})
         marked |= {(m, column) for m in best({m: v for (m, c), v in values.items() if c == column}, metric)}
     rows = []
     for method, name in _titles(lines).items():
         cells = []
         for column in columns:
             found = values.get((method, column))
-            cells.append(Cell() if found is None else _cell(found, (method, column) in marked, metric))
+            cells.append(Cell() if found is None else _cell(found, (method, column) in marked, metric, counts[column]))
         if any(cell.mean for cell in cells):
             rows.append((name, cells))
     return Grid(title, ["method", *columns], rows)
 
 
-def _cell(values: Mapping[int, float], marked: bool, metric: Metric) -> Cell:
+def _cell(values: Mapping[int, float], marked: bool, metric: Metric, seeds: int) -> Cell:
     if not all(map(math.isfinite, values.values())):
         return Cell("infinite")
     deviation = metric.written(statistics.stdev(values.values())) if len(values) > 1 else ""
-    return Cell(metric.written(statistics.fmean(values.values())), deviation, marked)
+    note = "" if len(values) == seeds else f"{len(values)} of {seeds} seeds"
+    return Cell(metric.written(statistics.fmean(values.values())), deviation, marked, note)
 
 
 def _titles(lines: Iterable[Line]) -> dict[str, str]:
@@ -292,4 +296,4 @@ def _mean(values: Iterable[float]) -> float:
 
 def _short(value: float) -> str:
     """Write three digits that count."""
-    return "0" if value == 0.0 else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return "0" if value == 0.0 else f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from laplace_lora.bench.keys import model_identity, rows_digest, versions
+from laplace_lora.bench.keys import device_identity, model_identity, rows_digest, versions
 from laplace_lora.bench.settings import OTHER_SEEDS, BenchConfig
 from laplace_lora.bench.store import Store
 from laplace_lora.commands.console import Console
@@ -158,6 +158,7 @@ class Trainings:
                 "readout": config.readout,
                 "padding_side": config.padding_side,
                 "quantization": config.quantization,
+                **device_identity(config.device),
                 "versions": versions(),
             }
         return self._documents[training]
@@ -218,6 +219,7 @@ class Trainings:
                 readout=ReadoutWish(config.readout),
                 quantization=config.quantization,
                 padding_side=config.padding_side,
+                device=config.device,
             )
             start = time.perf_counter()
             train(settings, self._console)

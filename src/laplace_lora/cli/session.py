@@ -70,13 +70,14 @@ def session(quiet: bool, json_log: bool, kept: str = "nothing was written.") -> 
         raise SystemExit(FAILED) from None
     except Exception as error:
         _traceback_if_wanted(error)
+        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
         if _out_of_memory(error):
-            console.error("the memory is full; give a smaller --batch-size, or --top-k to predict.")
+            console.error(f"{where}the memory is full; give a smaller --batch-size, or --top-k to predict.")
             raise SystemExit(FAILED) from None
         first = next(iter(str(error).splitlines()), "")
         console.error(
-            f"internal error, {type(error).__name__}: {first[:300]}. Please report it; {TRACEBACK}=1 shows where it "
-            "happened."
+            f"{where}internal error, {type(error).__name__}: {first[:300]}. Please report it; {TRACEBACK}=1 shows "
+            "where it happened."
         )
         raise SystemExit(BROKEN) from None
 

@@ -19,7 +19,14 @@ from transformers import AutoTokenizer, set_seed
 from laplace_lora.adapters import ModelKind, adapter_state_dict
 from laplace_lora.commands.base_model import BaseModel
 from laplace_lora.commands.console import Console
-from laplace_lora.commands.inputs import checked_max_length, make_encoder, require_readable, say_sources, warn_of_cuts
+from laplace_lora.commands.inputs import (
+    checked_max_length,
+    chosen_device,
+    make_encoder,
+    require_readable,
+    say_sources,
+    warn_of_cuts,
+)
 from laplace_lora.commands.output import check_writable, whole_files
 from laplace_lora.commands.plan import Plan
 from laplace_lora.commands.readout_choice import (
@@ -64,6 +71,7 @@ class TrainConfig:
         padding_side: ``left`` or ``right``; ``right`` if None. A language model's predictions are the same either way,
             position embeddings included; encoders pool their first token.
         chat: Whether prompts stand in the tokenizer's chat template.
+        device: ``cpu`` leaves a GPU alone; training is on the first GPU otherwise, if there is one.
     """
 
     model: str
@@ -80,6 +88,7 @@ class TrainConfig:
     preset: Preset | None = None
     padding_side: str | None = None
     chat: bool = False
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what is neither side.
@@ -121,6 +130,7 @@ def train(config: TrainConfig, console: Console) -> peft.PeftModel:
                 collator=partial(collate, padding=ready.tokenizer.pad_token_id, side=ready.tokenizer.padding_side),
                 checkpoints=folder / "checkpoints",
                 progress=console.progress,
+                on_cpu=chosen_device(config.device).type == "cpu",
             )
         _refuse_diverged(ready.model)
         document = {

@@ -312,7 +312,9 @@ def binned(confidence: FloatArray, hits: FloatArray, bins: int = ECE_BINS) -> Re
     return Reliability(np.linspace(0.0, 1.0, bins + 1), count.astype(np.int64), mean_confidence, mean_accuracy)
 
 
-def ece_floor(probabilities: ProbabilitiesLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0) -> float:
+def ece_floor(
+    probabilities: ProbabilitiesLike, bins: int = ECE_BINS, draws: int = FLOOR_DRAWS, seed: int = 0, models: int = 1
+) -> float:
     """The calibration error that sampling alone would produce.
 
     With n_b examples in a bin, the accuracy of even a perfectly calibrated model misses its confidence by about
@@ -325,16 +327,23 @@ def ece_floor(probabilities: ProbabilitiesLike, bins: int = ECE_BINS, draws: int
         bins: Number of equal, right-closed bins.
         draws: Number of simulated label sets; at 1000, the standard error is about one per cent of the result.
         seed: Seed of the simulation (PCG64).
+        models: The rows are those of so many models on the same examples, one model after the other: all are right on
+            an example, or wrong, as far as their confidences allow.
 
     Returns:
         A number between 0 and 1.
     """
-    hits, promised, _ = _calibrated_hits(probabilities, bins, draws, seed)
+    hits, promised, _ = _calibrated_hits(probabilities, bins, draws, seed, models)
     return float(np.abs(hits - promised).sum(axis=1).mean() / len(check_probabilities(probabilities)))
 
 
 def calibrated_band(
-    probabilities: ProbabilitiesLike, bins: int = ECE_BINS, level: float = 0.95, draws: int = FLOOR_DRAWS, seed: int = 0
+    probabilities: ProbabilitiesLike,
+    bins: int = ECE_BINS,
+    level: float = 0.95,
+    draws: int = FLOOR_DRAWS,
+    seed: int = 0,
+    models: int = 1,
 ) -> tuple[FloatArray, FloatArray]:
     """Where the accuracy of each bin would lie if the model were perfectly calibrated.
 
@@ -344,18 +353,19 @@ def calibrated_band(
         level: Share of simulated label sets inside the band, for each bin by itself.
         draws: Number of simulated label sets.
         seed: Seed of the simulation (PCG64).
+        models: See :func:`ece_floor`.
 
     Returns:
         (bins,) lower and (bins,) upper accuracies; NaN in an empty bin.
     """
-    hits, _, count = _calibrated_hits(probabilities, bins, draws, seed)
+    hits, _, count = _calibrated_hits(probabilities, bins, draws, seed, models)
     low, high = np.quantile(hits, [(1.0 - level) / 2.0, (1.0 + level) / 2.0], axis=0)
     with np.errstate(invalid="ignore"):
         return low / count, high / count
 
 
 def _calibrated_hits(
-    probabilities: ProbabilitiesLike, bins: int, draws: int, seed: int
+    probabilities: ProbabilitiesLike, bins: int, draws: int, seed: int, models: int
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Count right predictions per bin in simulated worlds where the model is calibrated.
 
@@ -364,6 +374,7 @@ def _calibrated_hits(
         bins: Number of bins.
         draws: Number of simulated label sets.
         seed: Seed.
+        models: How many models' rows these are; examples are drawn once for all of them.
 
     Returns:
         (draws, bins) right predictions, (bins,) their expectation and (bins,) examples.
@@ -372,8 +383,9 @@ def _calibrated_hits(
     member = np.eye(bins)[bin_of(confidence, bins)]
     rng = np.random.default_rng(seed)
     block = max(1, _BLOCK_ELEMENTS // len(confidence))
+    examples = len(confidence) // models
     hits = [
-        (rng.random((min(block, draws - start), len(confidence))) < confidence).astype(np.float64) @ member
+        (np.tile(rng.random((min(block, draws - start), examples)), models) < confidence).astype(np.float64) @ member
         for start in range(0, draws, block)
     ]
     return np.concatenate(hits), confidence @ member, member.sum(axis=0)

@@ -5,6 +5,7 @@ The library's default chooses the prior precision by ``auto``, with the prior's 
 with mean zero.
 """
 
+import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,9 @@ from laplace_lora.evaluation import Probabilities
 from laplace_lora.laplace import LaplaceLoRA
 from laplace_lora.methods.base import Answers, Fitted, Method, Subject, require_held_out
 from laplace_lora.methods.forward import Loader
+
+#: Settings that have no part in a result, or are the run's.
+_NO_PART = ("seed", "progress")
 
 
 class _Posterior(Fitted):
@@ -62,8 +66,9 @@ class _Laplace(Method):
         return _Posterior(subject, la)
 
     def settings(self) -> dict[str, Any]:
-        """See :meth:`Method.settings`."""
-        return {**self.config, "tuner": self.tuner}
+        """Return every setting of the posterior but the seed, which is the run's, and the way the prior is tuned."""
+        every = dataclasses.asdict(LaplaceConfig(**self.config))
+        return {name: value for name, value in every.items() if name not in _NO_PART} | {"tuner": self.tuner}
 
 
 class Laplace(_Laplace):

@@ -1,6 +1,7 @@
 """Temperature scaling (Guo et al., "On calibration of modern neural networks", ICML 2017)."""
 
 import dataclasses
+import warnings
 from typing import ClassVar
 
 import numpy as np
@@ -88,4 +89,10 @@ class Temperature(Method):
             if labels is None:
                 raise LaplaceLoRAError("the held-out rows have no labels; give labelled ones.")
             temperature = fit_temperature(logits, labels)
+        if temperature in (COLDEST, HOTTEST):
+            warnings.warn(
+                f"the temperature is at its bound, {temperature:g}: the held-out labels follow the logits "
+                f"{'perfectly' if temperature == COLDEST else 'not at all'}; hold more rows out.",
+                stacklevel=2,
+            )
         return _Scaled(subject, stored_bytes=8, found={"temperature": temperature})

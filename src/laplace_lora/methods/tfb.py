@@ -23,6 +23,7 @@ The published code (Wang-ML-Lab/bayesian-peft, modelwrappers/tfblora.py) differs
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -107,7 +108,14 @@ class Tfb(Method):
                 return relative_change(before, negative_log_likelihood(mean, labels))
 
             sigma, found = largest_within(change, self.smallest, self.largest, self.steps, self.tolerance)
-        return _Noisy(subject, posterior, sigma, found, found <= self.tolerance)
+        within = found <= self.tolerance  # not if it is no number
+        if not within:
+            warnings.warn(
+                f"no noise down to sigma = {self.smallest:g} keeps the loss within tolerance (it changes by "
+                f"{found:.3g} of itself, and {self.tolerance:g} is allowed); give a smaller smallest.",
+                stacklevel=2,
+            )
+        return _Noisy(subject, posterior, sigma, found, within)
 
 
 class _Noisy(Fitted):
