@@ -420,6 +420,7 @@ def test_a_method_by_itself_has_its_page(bases: dict[str, Path], copies: Path, t
         assert ("there is one checkpoint" in result.stderr) == (name == "laplace_evidence")
         assert "inputs of sst2:validation are cut to 4 tokens" in result.stderr
         page = (tmp_path / name / "report.html").read_text()
+        assert "of sst2:validation" in page.partition("Cut to the most tokens: ")[2].partition(".")[0]
         assert page.count("Risk-coverage curves on sst2") == (name == "laplace_evidence")
         (line,) = read_lines(tmp_path / name / "results.jsonl")
         assert set(line["ood"]) == {"rte", "mrpc"}

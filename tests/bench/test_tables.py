@@ -37,6 +37,7 @@ def line(method: str, task: str = "sst2", seed: int = 0, **figures: float) -> di
         "title": method.upper(),
         "figures": known,
         "ood": {},
+        "cut": {},
         "rows": {"train": 10, "test": 4},
         "stored_bytes": 2**20,
         "cost": {
@@ -126,6 +127,8 @@ def test_what_readers_have_to_know() -> None:
     assert said[0].startswith("Rows of sst2 are no published split")
     assert said[1] == "Rows of training and test: sst2 10 and 4; rte 10 and 4."
     assert "(0, 1)" in said[2]
+    lines[0]["cut"] = {"rte:validation": 3}
+    assert "Cut to the most tokens: 3 of rte:validation." in notes(lines)
     assert not any("published" in sentence for sentence in notes(lines[2:]))
 
 

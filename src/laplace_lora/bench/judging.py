@@ -162,6 +162,7 @@ class Judge:
             "figures": score(answers.probabilities, test.labels).to_dict(),
             "rows": {"train": sum(len(batch["labels"]) for batch in opened.train), "test": len(test.file)},
             "total_steps": step_of(opened.checkpoints[-1].name),
+            "cut": opened.cut,
             "own_split": bool(getattr(test.file.source, "own_split", True)),
             "ood": {key: _told_apart(name, answers, answer, opened.outside[key]) for key, answer in outside.items()},
             "found": fitted.found,

@@ -41,6 +41,7 @@ def line_of(cell: Cell, folder: Path, config: BenchConfig) -> dict[str, Any]:
         "settings": made_from["settings"],
         "rows": entry["rows"],
         "own_split": entry["own_split"],
+        "cut": entry["cut"],
         "figures": entry["figures"],
         "ood": entry["ood"],
         "found": entry["found"],

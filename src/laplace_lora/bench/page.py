@@ -101,6 +101,9 @@ def notes(lines: Sequence[Line]) -> list[str]:
     for line in lines:
         if not METHODS[line["method"]].needs_held_out:
             rows.setdefault(line["task"], f"{line['task']} {line['rows']['train']} and {line['rows']['test']}")
+    cut = {f"{count} of {name}": None for line in lines for name, count in line["cut"].items()}
+    if cut:
+        found.append(f"Cut to the most tokens: {', '.join(cut)}.")
     seeds = ", ".join(str(seed) for seed in dict.fromkeys(line["seed"] for line in lines))
     if rows:
         found.append(f"Rows of training and test: {'; '.join(rows.values())}.")

@@ -107,6 +107,7 @@ class OpenedTraining:
         outside: Data of other kinds, by name.
         retrain: Trains anew.
         others: Adapters of other seeds.
+        cut: How many inputs of which data are cut to the most tokens.
     """
 
     training: Training
@@ -120,6 +121,7 @@ class OpenedTraining:
     outside: dict[str, Asked]
     retrain: Retraining
     others: States
+    cut: dict[str, int]
 
     @classmethod
     def of(cls, training: Training, trainings: Trainings, config: BenchConfig, others: int) -> "OpenedTraining":
@@ -157,6 +159,7 @@ class OpenedTraining:
             {name: found.outside(trainings.other_rows(name)) for name in config.ood.get(training.task, ())},
             found.retraining(data, training.seed, start, config),
             OtherStates(trainings, training.others(others)),
+            found.cut,
         )
 
     @property
@@ -173,11 +176,13 @@ class _Data:
     form: InputFormat
     batch_size: int
     warn: Callable[[str], None]
+    cut: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def batches(self, file: DataFile) -> list[Batch]:
         encoder = self.opened.encoder(self.form)
         found = list(encoder.batches(file, self.batch_size))
         if encoder.truncated:
+            self.cut[file.name] = encoder.truncated
             self.warn(
                 f"{encoder.truncated} of {len(file)} inputs of {file.name} are cut to {encoder.max_length} tokens, at "
                 f"their {encoder.cut_at}; --max-length says how many are kept."
