@@ -9,7 +9,7 @@ import pytest
 from laplace_lora.bench.along import along, along_figures
 from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
-from laplace_lora.bench.lines import cost_of
+from laplace_lora.bench.lines import cost_of, kind_of_warning
 from laplace_lora.bench.page import notes
 from laplace_lora.bench.tables import (
     METRICS,
@@ -246,3 +246,8 @@ def test_an_infinite_nll_breaks_the_curve_and_is_named() -> None:
     assert "<span>infinite: MAP at 2</span>" in page
     everywhere = [one | {"figures": one["figures"] | {"nll": None, "impossible": 1}} for one in lines]
     assert along_figures(everywhere).count("<polyline") == 2
+
+
+def test_warnings_that_differ_in_numbers_are_of_a_kind() -> None:
+    one, two = "sketches miss 2.45e+03 of 3,830 at rank 64.", "sketches miss 3.08 of 13 at rank 64."
+    assert kind_of_warning(one) == kind_of_warning(two) != kind_of_warning("sketches miss none.")

@@ -1,6 +1,7 @@
 """results.jsonl: one line per result, with every setting and version; in the order of the grid, whoever made it."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         The lines.
     """
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def kind_of_warning(message: str) -> str:
+    """Return what is the same in warnings that differ in their numbers alone.
+
+    Args:
+        message: One of a line's ``warnings``.
+
+    Returns:
+        The message without numbers.
+    """
+    return re.sub(r"\d[\d.,]*(e[+-]?\d+)?", "", message)
 
 
 def at_the_end(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

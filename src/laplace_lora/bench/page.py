@@ -1,6 +1,5 @@
 """report.html of a benchmark: tables, reliability, risk and coverage, figures along the training, and costs."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from laplace_lora.bench.along import along_figures
 from laplace_lora.bench.grids import html
-from laplace_lora.bench.lines import at_the_end
+from laplace_lora.bench.lines import at_the_end, kind_of_warning
 from laplace_lora.bench.tables import ERRORS, Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.evaluation import OUTPUTS_FILE, Probabilities, load_outputs, metrics, selective
 from laplace_lora.evaluation.metrics import IntArray
@@ -121,7 +120,7 @@ def _warnings(lines: Sequence[Line]) -> str:
     found: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         for message in line["warnings"]:
-            found.setdefault((line["title"], re.sub(r"[\d.]+", "", message)), []).append(message)
+            found.setdefault((line["title"], kind_of_warning(message)), []).append(message)
     items = "".join(
         f"<li>{escape(title)}, {len(said)} of the results: {escape(said[0])}</li>" for (title, _), said in found.items()
     )

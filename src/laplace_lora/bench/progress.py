@@ -1,10 +1,11 @@
 """Progress over a whole grid: what is being done, how much is left, and how long that will take."""
 
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tqdm import tqdm
 
@@ -76,6 +77,11 @@ class Progress:
     def close(self) -> None:
         """End the bar."""
         self._bar.close()
+
+
+def beside_bars() -> AbstractContextManager[None]:
+    """Hold the bars back while something else is written on standard error."""
+    return tqdm.external_write_mode(file=sys.stderr)
 
 
 def duration(seconds: float | None) -> str:

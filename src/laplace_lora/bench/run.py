@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 from laplace_lora.bench.costs import References
 from laplace_lora.bench.judging import RESULTS, Cell, Judge
 from laplace_lora.bench.keys import versions
-from laplace_lora.bench.lines import RESULTS_NAME, line_of, write_lines
+from laplace_lora.bench.lines import RESULTS_NAME, kind_of_warning, line_of, write_lines
 from laplace_lora.bench.machine import command, machine
-from laplace_lora.bench.progress import Progress
+from laplace_lora.bench.progress import Progress, beside_bars
 from laplace_lora.bench.report import FILES, write_report
 from laplace_lora.bench.settings import BenchConfig
 from laplace_lora.bench.store import Store
@@ -151,7 +150,7 @@ class _Grid:
         folders = checkpoints(self.trainings.folder(training)) if along else []
         steps = [(folder.name, step_of(folder.name)) for folder in folders]
         if len(steps) == 1:
-            self.console.warn(
+            self._warn(
                 f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
                 "--save-every, or more --epochs."
             )
@@ -202,16 +201,20 @@ class _Grid:
 
     def _refuse(self, why: str) -> None:
         self.refused.append(why)
-        self.console.warn(why)
+        self._warn(why)
+
+    def _warn(self, message: str) -> None:
+        with beside_bars():
+            self.console.warn(message)
 
     def _pass_on(self, method: Method, lines: list[dict[str, Any]]) -> None:
         """Say what a method warned of once: on other adapters it says the same with other numbers."""
         for line in lines:
             for message in line["warnings"]:
-                kind = method.name, re.sub(r"[\d.]+", "", message)
+                kind = method.name, kind_of_warning(message)
                 if kind not in self.warned:
                     self.warned.add(kind)
-                    self.console.warn(f"{line['task']}, seed {line['seed']}: {method.name}: {message}")
+                    self._warn(f"{line['task']}, seed {line['seed']}: {method.name}: {message}")
 
 
 @contextlib.contextmanager
