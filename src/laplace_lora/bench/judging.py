@@ -56,6 +56,11 @@ class Cell:
         """The adapter's training."""
         return Training(self.task, self.seed, MOST if self.method.needs_held_out else ALL)
 
+    @property
+    def trainings(self) -> list[Training]:
+        """The trainings of all adapters that the method rests on."""
+        return [self.training, *self.training.others(self.method.needs_others)]
+
     def __str__(self) -> str:
         """Return what progress calls it."""
         place = "" if self.checkpoint == LAST else f", {self.checkpoint}"
@@ -224,8 +229,7 @@ class Judge:
 
     def _costs(self, cell: Cell, spent: Spent) -> dict[str, Any]:
         """Add the trainings of the adapters that a method rests on."""
-        others = cell.training.others(cell.method.needs_others)
-        for training in [cell.training, *others] if cell.method.uses_adapter else []:
+        for training in cell.trainings if cell.method.uses_adapter else []:
             spent.add_training(self._trainings.seconds(training), self._references.of(training))
         return spent.to_dict()
 

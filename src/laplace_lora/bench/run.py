@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,21 +131,15 @@ class _Grid:
     def run(self, task: str, seed: int) -> None:
         """Train what a run needs, and measure all methods on it.
 
-        An adapter that cannot be trained does not hold up other runs: why is a warning, and said at the end.
+        An adapter that cannot be trained holds up only what rests on it: why is a warning, and said at the end.
         """
-        try:
-            for training in _trainings(self.config, task, seed):
-                if self.trainings.is_trained(training):
-                    self.references.of(training)  # not there if a run was killed in between
-                    continue
-                with self.progress.job((task, "train"), f"training {training}"), _named(f"training {training}"):
-                    self.trainings.folder(training)
-                    self.references.of(training)
-        except LaplaceLoRAError as error:
-            self._refuse(f"{error} Or leave the task out.")
-            return
+        failed = {training for training in _trainings(self.config, task, seed) if not self._train(training)}
         training = Training(task, seed)
-        methods = self.config.methods_on(task)
+        methods = [
+            method for method in self.config.methods_on(task) if failed.isdisjoint(Cell(task, seed, method).trainings)
+        ]
+        if not methods:
+            return
         along = self.config.all_checkpoints and any(method.along_training for method in methods)
         folders = checkpoints(self.trainings.folder(training)) if along else []
         steps = [(folder.name, step_of(folder.name)) for folder in folders]
@@ -154,14 +148,27 @@ class _Grid:
                 f"{training}: there is one checkpoint, the end, and nothing to ask along the training; give "
                 "--save-every, or more --epochs."
             )
-        self.measure(training, steps)
+        self.measure(training, methods, steps)
 
-    def measure(self, training: Training, steps: list[tuple[str, int]]) -> None:
+    def _train(self, training: Training) -> bool:
+        """Train an adapter if it is not there, and time a forward pass of it; say whether that could be done."""
+        if self.trainings.is_trained(training):
+            self.references.of(training)  # not there if a run was killed in between
+            return True
+        try:
+            with self.progress.job((training.task, "train"), f"training {training}"), _noted(f"training {training}"):
+                self.trainings.folder(training)
+                self.references.of(training)
+        except LaplaceLoRAError as error:
+            self._refuse(f"training {training}: {error} Or leave the task out.")
+            return False
+        return True
+
+    def measure(self, training: Training, methods: Sequence[Method], steps: list[tuple[str, int]]) -> None:
         """Measure all methods on one run, and write all lines up to it after every result.
 
         A method that refuses an adapter does not hold up the others: what it says is a warning, and said at the end.
         """
-        methods = self.config.methods_on(training.task)
         done: dict[str, list[dict[str, Any]]] = {}
         opened: dict[Training, OpenedTraining] = {}
         before = list(self.lines)
@@ -215,16 +222,6 @@ class _Grid:
                 if kind not in self.warned:
                     self.warned.add(kind)
                     self._warn(f"{line['task']}, seed {line['seed']}: {method.name}: {message}")
-
-
-@contextlib.contextmanager
-def _named(job: str) -> Iterator[None]:
-    """Say in an error which of the grid's jobs it ended; what was done before is kept."""
-    try:
-        with _noted(job):
-            yield
-    except LaplaceLoRAError as error:
-        raise LaplaceLoRAError(f"{job}: {error}") from error
 
 
 @contextlib.contextmanager
