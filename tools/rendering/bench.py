@@ -53,7 +53,8 @@ def bench_state() -> str:
         f"{len(lines)} results: {', '.join(tasks)}; seeds {', '.join(map(str, seeds))}; {said}. LoRA rank "
         f"{training['rank']}, dropout {training['dropout']}, {training['epochs']} epochs of batches of "
         f"{training['batch_size']}, AdamW at {training['learning_rate']}. "
-        f"{document['results']['hours']:.1f} hours on the clock.\n\nMade by {origin(document)}"
+        f"{document['results']['hours']:.1f} hours on the clock; {document['results']['hours_with_short_breaks']:.1f} "
+        f"with breaks of 20 to 30 minutes between sittings.\n\nMade by {origin(document)}"
     )
 
 
