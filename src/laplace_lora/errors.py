@@ -1,5 +1,8 @@
 """Errors of the library. Every message ends with what the reader can do about it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def first_line(error: BaseException) -> str:
     """Cut another library's error down to what fits into one of our lines.
@@ -11,6 +14,21 @@ def first_line(error: BaseException) -> str:
         Its first line, without the full stop, or its class if it says nothing.
     """
     return next(iter(str(error).splitlines()), type(error).__name__)[:300].rstrip(".:")
+
+
+def advice_on(name: str, names: Iterable[str], advice: str) -> str:
+    """Ask whether the nearest of some names was meant, before advice that holds in any case.
+
+    Args:
+        name: What was given.
+        names: What there is.
+        advice: Begins in lower case.
+
+    Returns:
+        The advice, and before it the question where a name is near.
+    """
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]}? {advice[:1].upper()}{advice[1:]}" if near else advice
 
 
 def is_rust_panic(error: BaseException) -> bool:

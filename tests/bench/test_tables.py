@@ -10,7 +10,7 @@ from laplace_lora.bench.along import along, along_figures
 from laplace_lora.bench.costs import Spent
 from laplace_lora.bench.grids import Cell, Grid, html, latex, markdown
 from laplace_lora.bench.lines import cost_of, kind_of_warning
-from laplace_lora.bench.page import notes
+from laplace_lora.bench.notes import notes
 from laplace_lora.bench.tables import (
     METRICS,
     best,

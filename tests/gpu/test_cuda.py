@@ -7,17 +7,16 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
 
-from bench.test_grid import QUIET, TRAINING, config
+from bench.grids import QUIET, TRAINING, config
 from cli.task_scenes import bases, copies
 from engine.support import CASES, close
-from laplace_lora import AnswerTokens, LaplaceConfig, LaplaceLoRA
+from laplace_lora import AnswerTokens, LaplaceLoRA
 from laplace_lora.bench import METHODS, bench
 from laplace_lora.bench.lines import read_lines
 from laplace_lora.methods.base import Subject
@@ -25,6 +24,7 @@ from laplace_lora.readouts import ClassLogits
 from methods.subjects import Left, adapter_of, moved, retraining
 from methods.test_swag import SWAG
 from readouts.models import language_model
+from readouts.support import fit
 from tiny_models import MODELS, Batch, batches, random_examples
 
 __all__ = ["bases", "copies"]
@@ -52,10 +52,6 @@ def pair(kind: str) -> tuple[peft.PeftModel, peft.PeftModel]:
     return model, copy.deepcopy(model).to(DEVICE)
 
 
-def estimator(model: peft.PeftModel, readout: Any = None, **settings: Any) -> LaplaceLoRA:
-    return LaplaceLoRA(model, LaplaceConfig(progress=False, **settings), readout=readout)
-
-
 def same(left: LaplaceLoRA, right: LaplaceLoRA, batch: Batch, rtol: float = 1e-7) -> None:
     ours, its = (la.predict(batch) for la in (left, right))
     assert ours.mean.device.type == "cpu"
@@ -68,7 +64,7 @@ def same(left: LaplaceLoRA, right: LaplaceLoRA, batch: Batch, rtol: float = 1e-7
 @pytest.mark.parametrize("kind", list(MODELS))
 @pytest.mark.parametrize(("structure", "kfac"), CASES)
 def test_a_posterior_is_the_cpus(kind: str, structure: str, kfac: str) -> None:
-    here, there = (estimator(model, structure=structure, kfac=kfac).fit(batches(TRAIN, 3)) for model in pair(kind))
+    here, there = (fit(model, None, batches(TRAIN, 3), structure=structure, kfac=kfac) for model in pair(kind))
     same(here, there, batches(TEST, 5)[0])
     for draw, other in zip(here.sample(2, seed=3), there.sample(2, seed=3), strict=True):
         assert draw.keys() == other.keys()
@@ -79,7 +75,7 @@ def test_a_posterior_is_the_cpus(kind: str, structure: str, kfac: str) -> None:
 def test_a_sketched_posterior_is_the_cpus(fisher: str, rank: int | None) -> None:
     """Sketches and signs come from generators on the CPU."""
     settings = {"fisher": fisher, "factor_rank": rank}
-    here, there = (estimator(model, **settings).fit(batches(TRAIN, 3)) for model in pair("bert"))
+    here, there = (fit(model, None, batches(TRAIN, 3), **settings) for model in pair("bert"))
     same(here, there, batches(TEST, 5)[0])
 
 
@@ -87,7 +83,7 @@ def test_a_sketched_posterior_is_the_cpus(fisher: str, rank: int | None) -> None
 def test_a_tuned_prior_is_the_cpus(method: str) -> None:
     found = []
     for model in pair("bert"):
-        la = estimator(model).fit(batches(TRAIN, 3))
+        la = fit(model, None, batches(TRAIN, 3))
         if method == "auto":
             la.tune_prior("auto", starting_point=moved(copy.deepcopy(model).cpu(), 1))
         else:
@@ -101,14 +97,14 @@ def test_a_tuned_prior_is_the_cpus(method: str) -> None:
 def test_answer_tokens(kind: str) -> None:
     model = language_model(kind)
     models = (model, copy.deepcopy(model).to(DEVICE))
-    here, there = (estimator(each, AnswerTokens([7, 11, 20])).fit(batches(TRAIN, 3)) for each in models)
+    here, there = (fit(each, AnswerTokens([7, 11, 20]), batches(TRAIN, 3)) for each in models)
     same(here, there, batches(TEST, 5)[0])
 
 
 @pytest.mark.parametrize("structure", ["kron", "exact", "low_rank"])
 def test_a_posterior_goes_from_one_to_the_other(structure: str, tmp_path: Path) -> None:
     model, there = pair("bert")
-    la = estimator(there, structure=structure).fit(on_device(batches(TRAIN, 3)))
+    la = fit(there, None, on_device(batches(TRAIN, 3)), structure=structure)
     la.save_pretrained(tmp_path / "posterior")
     same(LaplaceLoRA.from_pretrained(model, tmp_path / "posterior"), la, batches(TEST, 5)[0])
 
@@ -117,7 +113,7 @@ def test_the_model_is_left_as_it_was() -> None:
     _, model = pair("bert")
     left = Left(model)
     state = torch.cuda.get_rng_state()
-    la = estimator(model).fit(batches(TRAIN, 3))
+    la = fit(model, None, batches(TRAIN, 3))
     la.tune_prior("evidence")
     la.predict(batches(TEST, 5)[0])
     left.check()

@@ -1,6 +1,7 @@
 """What the renderers share: committed results, Markdown tables, numbers as they are printed."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+@cache
 def load(name: str) -> Any:
-    """Read one committed result file."""
+    """Read one committed result file, once for all tables that show it."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 

@@ -1,5 +1,6 @@
 """Tables of this library beside its peers, of growth, and of the GPU script."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rendering.common import load, mib, origin, table
@@ -120,61 +121,37 @@ def gpu_tiny() -> str:
 def gpu() -> str:
     """A model in the shape of Llama-2-7B on a GPU: every structure and peer in forward passes of the same batch."""
     document = load("gpu")
-    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
-    stored: dict[tuple[int, str], str] = {}
-    ends: dict[tuple[int, str], str] = {}
-    for row in document["results"]["measurements"]:
-        if row["what"] == "finalise":
-            ends[row["classes"], row["of"]] = f"{row['seconds']:.2f}"
-            stored[row["classes"], row["of"]] = f"{row['stored_bytes'] / 2**20:.0f}"
-        elif "over_forward" in row:
-            found.setdefault((row["classes"], row["batch"]), {}).setdefault(row["of"], {})[row["what"]] = row
+    groups: dict[tuple[int, int, str], dict[str, Any]] = {}
+    ends: dict[tuple[int, str], Any] = {}
+    for found in document["results"]["measurements"]:
+        if found["what"] == "finalise":
+            ends[found["classes"], found["of"]] = found
+        elif "over_forward" in found:  # references are measured beside every structure: the last stand here
+            groups.setdefault((found["classes"], found["batch"], found["of"]), {})[found["what"]] = found
     rows = []
-    for (classes, batch), by in sorted(found.items()):
-        reference = by.pop("reference")
-        rows.append(
-            [
-                *(f"{classes}", f"{batch}", "the model: K-1 backward passes"),
-                *(
-                    "",
-                    "",
-                    _two(reference["passes"]["over_forward"]),
-                    f"{reference['passes']['peak_bytes'] / 2**20:.0f}",
-                ),
-                *("", "", f"{reference['forward']['seconds']:.3f}"),
-            ]
-        )
-        rows.append(
-            [
-                *(f"{classes}", f"{batch}", "the model: one backward pass"),
-                *("", "", _two(reference["training_step"]["over_forward"])),
-                *(f"{reference['training_step']['peak_bytes'] / 2**20:.0f}", "", "", ""),
-            ]
-        )
-        for of, calls in by.items():
-            fit = calls.get("fit exact") or calls["fit kron"]
-            one = calls.get("fit rademacher", {}).get("over_forward") if "fit exact" in calls else None
-            rows.append(
-                [
-                    *(f"{classes}", f"{batch}", of, _two(fit["over_forward"]), _two(one)),
-                    _two(calls["predict"]["over_forward"]) if "predict" in calls else "failed",
-                    f"{max(call['peak_bytes'] for call in calls.values()) / 2**20:.0f}",
-                    *(stored.get((classes, of), ""), ends.get((classes, of), ""), ""),
-                ]
-            )
-    head = [
-        "K",
-        "B",
-        "what",
-        "fit, F",
-        "fit one pass, F",
-        "predict, F",
-        "+ MiB",
-        "stored, MiB",
-        "end of fit, s",
-        "F, s",
-    ]
+    for (classes, batch, of), calls in sorted(groups.items(), key=lambda group: group[0][:2]):
+        size = [str(classes), str(batch)]
+        if of == "reference":
+            for what, shown in (("passes", "K-1 backward passes"), ("training_step", "one backward pass")):
+                rows.append([*size, f"the model: {shown}", "", "", _forward(calls, what), _most([calls[what]]), "", ""])
+                rows[-1].append(f"{calls['forward']['seconds']:.3f}" if what == "passes" else "")
+            continue
+        end = ends.get((classes, of))
+        fit = [_forward(calls, "fit exact") or _forward(calls, "fit kron"), _forward(calls, "fit rademacher")]
+        finished = ["", ""] if end is None else [f"{end['stored_bytes'] / 2**20:.0f}", f"{end['seconds']:.2f}"]
+        predict = _forward(calls, "predict") or "failed"
+        rows.append([*size, of, *fit, predict, _most(calls.values()), *finished, ""])
+    head = ["K", "B", "what", "fit, F", "fit one pass, F", "predict, F"]
+    head += ["+ MiB", "stored, MiB", "end of fit, s", "F, s"]
     return f"{table(head, rows)}\n\nMade by {origin(document)}"
+
+
+def _forward(calls: dict[str, Any], what: str) -> str:
+    return _two(calls.get(what, {}).get("over_forward"))
+
+
+def _most(calls: Iterable[Any]) -> str:
+    return f"{max(call['peak_bytes'] for call in calls) / 2**20:.0f}"
 
 
 def gpu_skipped() -> str:

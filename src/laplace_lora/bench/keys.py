@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def content_key(document: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Return the versions of what results depend on."""
+    """Return the versions of what results depend on; read once, as every key has them."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES}
 
 
@@ -95,10 +96,10 @@ def rows_digest(source: Source) -> str:
 @lru_cache(maxsize=8)
 def _folder_digest(folder: str) -> str:
     digest = hashlib.sha256()
-    found = {path.relative_to(folder): path for path in Path(folder).rglob("*") if path.is_file()}
-    for inside, path in sorted(found.items()):
+    for path in sorted(Path(folder).rglob("*")):
+        inside = path.relative_to(folder)
         # Hidden files and folders hold what downloads and versioning leave, dates among it.
-        if any(part.startswith(".") for part in inside.parts):
+        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
             continue
         digest.update(str(inside).encode() + b"\0")
         with path.open("rb") as file:

@@ -73,14 +73,10 @@ def cost_of(entry: dict[str, Any], trained: float = 1.0) -> dict[str, Any]:
         passes per row) and ``peak_memory_bytes``.
     """
     kept = ("seconds", "forward_passes", "forward_seconds_per_row", "peak_memory_bytes", "machine")
-    units = {name: dict(entry[name]) for name in ("seconds", "forward_passes")}
-    for spent in units.values():
-        spent["train"] *= trained
-    return (
-        {name: entry[name] for name in kept}
-        | units
-        | {"predict_per_row": entry["forward_passes"]["predict"] / entry["rows"]["test"]}
-    )
+    found = {name: entry[name] for name in kept}
+    for unit in ("seconds", "forward_passes"):
+        found[unit] = entry[unit] | {"train": trained * entry[unit]["train"]}
+    return found | {"predict_per_row": entry["forward_passes"]["predict"] / entry["rows"]["test"]}
 
 
 def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from laplace_lora.bench.along import along_figures
 from laplace_lora.bench.grids import html
 from laplace_lora.bench.lines import at_the_end, kind_of_warning
+from laplace_lora.bench.notes import notes
 from laplace_lora.bench.tables import ERRORS, Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.evaluation import OUTPUTS_FILE, Probabilities, load_outputs, metrics, selective
 from laplace_lora.evaluation.metrics import IntArray
 from laplace_lora.evaluation.plain_report import page_head
 from laplace_lora.evaluation.svg import lowest_shown, reliability_svg
 from laplace_lora.evaluation.svg_curves import risk_coverage_svg
-from laplace_lora.methods.table import METHODS
 
 #: Colours of the page's style.
 COLOURS = 8
@@ -81,38 +81,6 @@ timed in the same process just before. Memory is what a method's fit and predict
 </body>
 </html>
 """
-
-
-def notes(lines: Sequence[Line]) -> list[str]:
-    """Say what readers of tables have to know.
-
-    Args:
-        lines: Of results.jsonl, at the ends of trainings.
-
-    Returns:
-        Sentences.
-    """
-    found = []
-    own = list(dict.fromkeys(line["task"] for line in lines if line["own_split"]))
-    if own:
-        found.append(f"Rows of {', '.join(own)} are no published split: these figures belong beside no published ones.")
-    rows: dict[str, str] = {}
-    for line in lines:
-        if not METHODS[line["method"]].needs_held_out:
-            rows.setdefault(line["task"], f"{line['task']} {line['rows']['train']} and {line['rows']['test']}")
-    cut = {f"{count} of {name}": None for line in lines for name, count in line["cut"].items()}
-    if cut:
-        found.append(f"Cut to the most tokens: {', '.join(cut)}.")
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(line["seed"] for line in lines))
-    if rows:
-        found.append(f"Rows of training and test: {'; '.join(rows.values())}.")
-    found += [
-        f"Mean ± standard deviation over seeds ({seeds}).",
-        "Of accuracy and AUROC more is better, of everything else less.",
-        "The best of a column is bold, and with it every method whose difference from it, paired by seed, is at most "
-        "one standard error.",
-    ]
-    return found
 
 
 def _warnings(lines: Sequence[Line]) -> str:

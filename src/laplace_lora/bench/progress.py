@@ -25,7 +25,7 @@ class Progress:
             shown: Whether to show the bar.
             say: Takes a line for every job that begins, where there is no bar.
         """
-        self._say, self._done, self._total = say, 0, len(kinds)
+        self._say = say
         self._left: dict[Hashable, int] = defaultdict(int)
         for kind in kinds:
             self._left[kind] += 1
@@ -51,16 +51,15 @@ class Progress:
         """
         if not self._left[kind]:
             self._left[kind] += 1
-            self._total += 1
-            self._bar.total = self._total
+        done = sum(map(len, self._took.values()))
+        self._bar.total = done + sum(self._left.values())
         left = duration(self.left())
         self._bar.set_postfix_str(f"{left} left; {about}")
-        self._say(f"{about}: job {self._done + 1} of {self._total}, {left} left")
+        self._say(f"{about}: job {done + 1} of {self._bar.total}, {left} left")
         start = time.perf_counter()
         yield
         self._took[kind].append(time.perf_counter() - start)
         self._left[kind] -= 1
-        self._done += 1
         self._bar.update()
 
     def left(self) -> float | None:

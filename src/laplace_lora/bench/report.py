@@ -6,7 +6,8 @@ from typing import Any
 
 from laplace_lora.bench.grids import latex, markdown
 from laplace_lora.bench.lines import at_the_end
-from laplace_lora.bench.page import notes, render
+from laplace_lora.bench.notes import notes
+from laplace_lora.bench.page import render
 from laplace_lora.bench.tables import Line, cost_grid, metric_grids, outside_grids, shifted_grids
 from laplace_lora.commands.output import whole_files
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,8 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
         else:
             console.warn(f"{', '.join(names)}: confined to other tasks, and on none of these; --only none lifts that.")
     runs = [(task, seed) for task in config.tasks for seed in config.seeds]
-    missing = [training for run in runs for training in _trainings(config, *run) if not trainings.is_trained(training)]
-    kinds: list[Any] = [(training.task, "train") for training in missing]
-    # A training's checkpoints are known when it has ended; methods along it are counted then as one.
-    kinds += [
-        (task, method.name)
-        for task, seed in runs
-        for method in config.methods_on(task)
-        if judge.find(Cell(task, seed, method)) is None
-    ]
-    log = (lambda line: console.say("progress", line)) if console.json_log else (lambda line: None)
-    progress = Progress(kinds, console.progress, log)
+    log = partial(console.say, "progress") if console.json_log else (lambda line: None)
+    progress = Progress(_jobs(config, trainings, judge, runs), console.progress, log)
     grid = _Grid(config, judge, trainings, references, progress, console)
     about = {**plain(config), **versions(), **machine(), "command": command()}
     for name in FILES:  # of an earlier grid: they would stand beside other results
@@ -91,6 +83,25 @@ def bench(config: BenchConfig, console: Console) -> list[dict[str, Any]]:
             f"written; the first: {refused[0]}"
         )
     return lines
+
+
+def _jobs(
+    config: BenchConfig, trainings: Trainings, judge: Judge, runs: list[tuple[str, int]]
+) -> list[tuple[str, str]]:
+    """Return the kinds of all jobs that are to be done: those that the cache does not have."""
+    found = [
+        (task, "train")
+        for task, seed in runs
+        for training in _trainings(config, task, seed)
+        if not trainings.is_trained(training)
+    ]
+    # A training's checkpoints are known when it has ended; methods along it are counted then as one.
+    return found + [
+        (task, method.name)
+        for task, seed in runs
+        for method in config.methods_on(task)
+        if judge.find(Cell(task, seed, method)) is None
+    ]
 
 
 def _trainings(config: BenchConfig, task: str, seed: int) -> list[Training]:
@@ -226,11 +237,9 @@ class _Grid:
 
 @contextlib.contextmanager
 def _noted(job: str) -> Iterator[None]:
-    """Note on an error that nobody foresaw in which of the grid's jobs it was."""
+    """Note on an error in which of the grid's jobs it was; the command line says it where nobody foresaw the error."""
     try:
         yield
-    except LaplaceLoRAError:
-        raise
     except Exception as error:
         error.add_note(job)
         raise

@@ -1,11 +1,10 @@
 """What a benchmark is told: base, tasks, methods, seeds, and how adapters are trained."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from laplace_lora.errors import LaplaceLoRAError
+from laplace_lora.errors import LaplaceLoRAError, advice_on
 from laplace_lora.methods.table import METHODS, Method
 from laplace_lora.tasks import find_task, is_task
 from laplace_lora.training import TrainingSettings
@@ -94,13 +93,13 @@ class BenchConfig:
                 raise LaplaceLoRAError(f"--{name} names {twice} twice; leave one out.")
         for name in self.methods:
             if name not in METHODS:
-                raise LaplaceLoRAError(f"there is no method {name!r}; {_near(name, METHODS)}")
+                raise LaplaceLoRAError(f"there is no method {name!r}; {_choose(name, METHODS)}")
         for name in self.ood:
             if name not in self.tasks:
                 raise LaplaceLoRAError(f"--ood {name} is none of --tasks; name a task of the grid, and its other data.")
         for name, values in only.items():
             if name not in self.methods:
-                raise LaplaceLoRAError(f"--only {name} is none of --methods; {_near(name, self.methods)}")
+                raise LaplaceLoRAError(f"--only {name} is none of --methods; {_choose(name, self.methods)}")
             unknown = next((value for value in values if value not in self.tasks), None)
             if unknown is not None:
                 raise LaplaceLoRAError(f"--only {name} names {unknown}, which is none of --tasks; check its name.")
@@ -152,10 +151,9 @@ class BenchConfig:
         return found
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    """Propose the name that may have been meant, and list all."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return (f"did you mean {near[0]}? Choose" if near else "choose") + f" from {', '.join(names)}."
+def _choose(name: str, names: Iterable[str]) -> str:
+    """Advise to choose from all names, the one that may have been meant before the others."""
+    return advice_on(name, names, f"choose from {', '.join(names)}.")
 
 
 def _task(name: str) -> str:
@@ -258,5 +256,5 @@ def bench_preset(name: str | None) -> BenchPreset | None:
     if name is None:
         return None
     if name not in BENCH_PRESETS:
-        raise LaplaceLoRAError(f"there is no grid {name!r}; {_near(name, BENCH_PRESETS)}")
+        raise LaplaceLoRAError(f"there is no grid {name!r}; {_choose(name, BENCH_PRESETS)}")
     return BENCH_PRESETS[name]

@@ -65,12 +65,12 @@ def session(quiet: bool, json_log: bool, kept: str = "nothing was written.") -> 
         raise SystemExit(FAILED) from None
     except OSError as error:
         _traceback_if_wanted(error)
-        about = f"{error.filename}: " if error.filename else ""
+        about = _where(error) + (f"{error.filename}: " if error.filename else "")
         console.error(f"{about}{error.strerror or error}; check the path, its permissions and the free space.")
         raise SystemExit(FAILED) from None
     except Exception as error:
         _traceback_if_wanted(error)
-        where = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        where = _where(error)
         if _out_of_memory(error):
             console.error(f"{where}the memory is full; give a smaller --batch-size, or --top-k to predict.")
             raise SystemExit(FAILED) from None
@@ -99,6 +99,11 @@ def _ended_politely() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _where(error: Exception) -> str:
+    """Return the job that an error was in, where the verb has noted it."""
+    return "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
 
 
 def _out_of_memory(error: Exception) -> bool:

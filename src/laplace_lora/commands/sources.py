@@ -1,11 +1,10 @@
 """What somebody names as data: a file, or a split of a task."""
 
-import difflib
 import os
 from pathlib import Path
 
 from laplace_lora.data import Source
-from laplace_lora.errors import DataFileError
+from laplace_lora.errors import DataFileError, advice_on
 from laplace_lora.presets import Preset
 from laplace_lora.tasks import PROMPTS, TASKS, TaskSplit, find_task, is_task
 
@@ -49,11 +48,9 @@ def _refuse_for_files(text: str, data_dir: Path | None, prompts: str | None) -> 
     if prompts is not None and prompts not in PROMPTS:
         raise DataFileError(f"prompts {prompts!r} are not known; choose {', '.join(PROMPTS)}, or give --template.")
     if not os.path.exists(text) and "." not in os.path.basename(text) and os.sep not in text:
-        near = difflib.get_close_matches(text.partition(":")[0].lower(), TASKS, n=1)
-        meant = f"did you mean {near[0]}? Check" if near else "check"
-        raise DataFileError(
-            f"{text} is neither a file nor a task: {meant} the path, or see laplace-lora tasks for the names."
-        )
+        advice = "check the path, or see laplace-lora tasks for the names."
+        meant = advice_on(text.partition(":")[0].lower(), TASKS, advice)
+        raise DataFileError(f"{text} is neither a file nor a task: {meant}")
     if prompts is not None:
         raise DataFileError(f"--prompts belongs to tasks, and {text} is a file; give --template.")
     if data_dir is not None and not os.path.exists(text):
